@@ -1,0 +1,131 @@
+"""Files and directories that appear whole or not at all: written aside, synced, published by rename.
+
+`rename(2)` is atomic on one file system; `RENAME_NOREPLACE` (renameat2(2), Linux 3.15) makes it refuse an existing
+target, so two processes cannot publish over each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Create one directory with exactly this mode, whatever the umask; fine when it is there already."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=mode)
+    if stat.S_IMODE(path.stat(follow_symlinks=False).st_mode) != mode:
+        path.chmod(mode)
+
+
+def write_file(path: Path, content: bytes, mode: int) -> None:
+    """Put a file there, replacing what was: written aside with this mode, synced, renamed. Leaves nothing on failure."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(descriptor, mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(descriptor)
+        aside.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def read_file(path: Path, *, limit_bytes: int = 16 * 1024**2) -> bytes:
+    """The content of a regular file of at most `limit_bytes`; a link, a device or a longer file is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        if facts.st_size > limit_bytes:
+            raise OSError(errno.EFBIG, "larger than expected", os.fspath(path))
+        return stream.read(limit_bytes)
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Give a finished file or directory its final name; FileExistsError when that is taken. Synced before and after."""
+    sync_tree(aside)
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(aside), _AT_FDCWD, os.fsencode(final), _RENAME_NOREPLACE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fspath(final))
+    sync_directory(final.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Bring a file, or all files directly in a directory, to the disk; a deeper tree by one syncfs(2)."""
+    if path.is_dir() and any(child.is_dir() and not child.is_symlink() for child in path.iterdir()):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _libc.syncfs(descriptor)
+        finally:
+            os.close(descriptor)
+        return
+    for file in [*path.iterdir(), path] if path.is_dir() else [path]:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole directory tree, never following links; fine when it is gone already."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # uses directory descriptors: a link swapped in meanwhile is not followed
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def exists(path: Path) -> bool:
+    """Whether something has this name, a broken link too."""
+    return os.path.lexists(path)
+
+
+def list_names(path: Path) -> list[str]:
+    """The names in a directory, sorted; empty when it is not there."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def available_bytes(path: Path) -> int:
+    """Bytes that a process may still write on the file system of `path` (statvfs f_bavail)."""
+    facts = os.statvfs(path)
+    return facts.f_bavail * facts.f_frsize

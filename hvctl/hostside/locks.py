@@ -1,0 +1,89 @@
+"""Advisory locks that live as long as a process, or a program that it started, lives.
+
+`flock(2)` on a file: the kernel lets go when the last descriptor is closed, so `kill -9` frees it and nothing stale
+stays behind. Descriptors are handed to every program that `Shell.run` starts (`held_descriptors`), so a qemu-img that
+outlives its parent still counts as "busy".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_held: set[int] = set()
+
+
+def held_descriptors() -> tuple[int, ...]:
+    """The descriptors of all locks that this process holds now."""
+    return tuple(_held)
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, timeout_s: float) -> Iterator[None]:
+    """Hold the lock at `path` for the block; the file is removed again at the end.
+
+    Raises BlockingIOError when another process still holds it after `timeout_s` (0 tries once), OSError when the file
+    cannot be opened.
+    """
+    descriptor = _take(path, time.monotonic() + timeout_s)
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock at `path` at this moment."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _take(path: Path, deadline_s: float) -> int:
+    """An open descriptor that holds the lock on the file that `path` names now.
+
+    The holder before us unlinks the file when it is done; whoever waited on that inode must start over, or two
+    processes would each hold "the" lock on different inodes.
+    """
+    pause_s = 0.002
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if time.monotonic() >= deadline_s:
+                raise BlockingIOError(errno.EWOULDBLOCK, "held by another process", os.fspath(path)) from None
+            # flock(2) has no timeout and a signal would need the main thread; waiting is the rare case.
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+            continue
+        if _is_current(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    mine = os.fstat(descriptor)
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

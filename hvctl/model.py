@@ -1,0 +1,216 @@
+"""The words of hvctl as plain frozen values: mode, state, spec, record, instance, image.
+
+Nothing here reads or changes anything; every other module speaks in these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+
+class Mode(StrEnum):
+    """How an instance is isolated: by a hypervisor, or by the kernel's namespaces."""
+
+    VM = "vm"
+    CONTAINER = "container"
+
+
+class State(StrEnum):
+    """What an instance is doing, in hvctl's words."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    SUSPENDED = "suspended"
+    INCOMPLETE = "incomplete"
+
+
+class Accelerator(StrEnum):
+    """What runs a guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class AccelChoice(StrEnum):
+    """What the user asked for; `auto` takes the probe's verdict."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Wait(StrEnum):
+    """How far a guest must have come before `create` and `start` return."""
+
+    SSH = "ssh"
+    AGENT = "agent"
+    RUNNING = "running"
+    NONE = "none"
+
+
+class Provision(StrEnum):
+    """How an image learns its name and keys at boot.
+
+    `credentials`: fw_cfg files that systemd imports (images hvctl builds, no disk, no cloud-init).
+    `nocloud`: a cloud-init seed disk.
+    """
+
+    CREDENTIALS = "credentials"
+    NOCLOUD = "nocloud"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What was asked for when an instance was made. Holds no secret: any libvirt user can read it."""
+
+    name: str
+    mode: Mode
+    image: str
+    cpus: int = 2
+    memory_bytes: int = 1024**3
+    disk_bytes: int = 0
+    """Virtual size of the root disk; 0 takes the image's."""
+    template: str = "default"
+    variables: tuple[tuple[str, str], ...] = ()
+    accel: AccelChoice = AccelChoice.AUTO
+    autostart: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingOperation:
+    """The intent of a change that has begun: which verb, and the step that was about to be done.
+
+    Present in a record only between the first effect of a change and its end.
+    """
+
+    verb: str
+    step: str
+    arguments: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Everything hvctl knows of an instance beyond the domain XML; kept in the domain's metadata.
+
+    What is named here (layers, reservation, directory by UUID) is what the instance owns, and all that `delete` removes.
+    """
+
+    uuid: UUID
+    spec: Spec
+    store: Path
+    image_id: str
+    layers: tuple[str, ...]
+    """Identifiers of the layers in the store, lowest first; the last one is writable."""
+    network: str
+    mac: str
+    address: str = ""
+    login_user: str = "root"
+    host_key: str = ""
+    """The public ssh host key that was made for it: `ssh-ed25519 AAAA...`."""
+    authorized_keys: tuple[str, ...] = ()
+    accelerator: Accelerator | None = None
+    provision: Provision = Provision.CREDENTIALS
+    kernel_id: str = ""
+    """Directory name of the kernel it boots when that is not its image's (`hvctl kernel`)."""
+    created_at: str = ""
+    """UTC, ISO 8601 to the second."""
+    labels: tuple[tuple[str, str], ...] = ()
+    pending: PendingOperation | None = None
+    unknown: tuple[str, ...] = ()
+    """Elements of newer minor versions or other tools inside our metadata, kept as they were."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def mode(self) -> Mode:
+        return self.spec.mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """What libvirt says of a domain right now."""
+
+    state: State
+    cause: str = ""
+    """Why it is in this state where that helps: `disk full`, `crashed`, `shut down by the guest`."""
+    cpus: int
+    memory_bytes: int
+    is_autostart: bool
+    is_persistent: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """An instance as `list` and `show` give it: the record and the live truth."""
+
+    record: Record
+    live: Live
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def state(self) -> State:
+        """The live state, or `incomplete` while a change that has begun is not finished."""
+        return State.INCOMPLETE if self.record.pending else self.live.state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A way in: where ssh reaches an instance, and the only host key that is accepted there."""
+
+    instance: str
+    address: str
+    port: int = 22
+    user: str = "root"
+    host_key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """One file of an image: its name in the image's directory, size in bytes and SHA-256 in hex."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A root disk: the file, its format (recorded, never probed) and the size the guest sees."""
+
+    artefact: Artefact
+    format: str
+    virtual_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A published image: its manifest as a value. The identifier is the SHA-256 of the manifest's content."""
+
+    id: str
+    name: str
+    os: str
+    version: str
+    architecture: str
+    created_at: str
+    login_user: str
+    provision: Provision
+    disk: Disk | None
+    kernel: Artefact | None
+    initrd: Artefact | None
+    kernel_arguments: tuple[str, ...] = ()
+    kernel_release: str = ""
+    has_tree: bool = False
+    """Whether `tree/rootfs` is there, for containers."""
+    packages: tuple[str, ...] = ()
+    """Extra packages that were asked for when it was built."""

@@ -1,0 +1,84 @@
+"""Where everything lies on a host: the one place that knows the paths of the store and the run directory.
+
+Pure path arithmetic. File names are UUIDs, digests or checked names, never what somebody typed (THREATS: names used as paths).
+
+    STORE/                       0711  root      (the qemu user must pass, nobody may list)
+      images/ID/                 0711            manifest.json disk.qcow2 vmlinuz initrd, all 0444, tree/ 0700
+      tags/NAME                                  one line: the identifier of the image
+      layers/ID/                 0711            disk.qcow2, layer.json
+      kernels/ID/                0711            vmlinuz initrd
+      instances/UUID/            0711            domain.xml, identity/, seed.iso, console.log, nvram.fd
+      building/OPERATION/        0700            private directories; published from here by rename
+    RUN/                         0755
+      locks/                     2770  root:libvirt
+      accel.json, namespaces/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+
+@dataclass(frozen=True)
+class Store:
+    """The paths below one store directory and one run directory."""
+
+    root: Path
+    run: Path
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def tags(self) -> Path:
+        return self.root / "tags"
+
+    @property
+    def layers(self) -> Path:
+        return self.root / "layers"
+
+    @property
+    def kernels(self) -> Path:
+        return self.root / "kernels"
+
+    @property
+    def instances(self) -> Path:
+        return self.root / "instances"
+
+    @property
+    def building(self) -> Path:
+        return self.root / "building"
+
+    @property
+    def locks(self) -> Path:
+        return self.run / "locks"
+
+    def image(self, image_id: str) -> Path:
+        return self.images / image_id
+
+    def layer(self, layer_id: str) -> Path:
+        return self.layers / layer_id
+
+    def layer_disk(self, layer_id: str) -> Path:
+        return self.layers / layer_id / "disk.qcow2"
+
+    def instance(self, uuid: UUID) -> Path:
+        return self.instances / str(uuid)
+
+    def definition(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "domain.xml"
+
+    def identity(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "identity"
+
+    def seed(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "seed.iso"
+
+    def nvram(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "nvram.fd"
+
+    def console_log(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "console.log"
