@@ -98,7 +98,7 @@ class PendingOperation:
 class Record:
     """Everything hvctl knows of an instance beyond the domain XML; kept in the domain's metadata.
 
-    What is named here (layers, reservation, directory by UUID) is what the instance owns, and all that `delete` removes.
+    What is named here (layers, reservation, directory by UUID) is what the instance owns; `delete` removes just that.
     """
 
     uuid: UUID

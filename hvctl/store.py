@@ -1,6 +1,6 @@
 """Where everything lies on a host: the one place that knows the paths of the store and the run directory.
 
-Pure path arithmetic. File names are UUIDs, digests or checked names, never what somebody typed (THREATS: names used as paths).
+Pure path arithmetic. File names are UUIDs, digests or checked names, never what somebody typed.
 
     STORE/                       0711  root      (the qemu user must pass, nobody may list)
       images/ID/                 0711            manifest.json disk.qcow2 vmlinuz initrd, all 0444, tree/ 0700

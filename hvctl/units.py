@@ -1,6 +1,6 @@
 """Sizes and durations as people write them: `2GiB`, `512M`, `1.5 MB`.
 
-K, M, G, T and KiB, MiB, ... are powers of 1024, as in QEMU and the kernel; KB, MB, ... are powers of 1000 (IEC 80000-13).
+K, M, G, T and KiB, MiB, ... are powers of 1024, as in QEMU; KB, MB, ... are powers of 1000 (IEC 80000-13).
 """
 
 from __future__ import annotations

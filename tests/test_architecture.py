@@ -1,4 +1,4 @@
-"""The layers of the code, read from its imports: a module imports from lower numbers and its own package, never upward."""
+"""The layers of the code, read from its imports: each module from lower numbers and its own package only."""
 
 from __future__ import annotations
 

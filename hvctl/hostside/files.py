@@ -30,7 +30,7 @@ def make_directory(path: Path, mode: int) -> None:
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Put a file there, replacing what was: written aside with this mode, synced, renamed. Leaves nothing on failure."""
+    """Put a file there, replacing what was: written aside with this mode, synced, renamed. A failure leaves nothing."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
