@@ -84,8 +84,8 @@ def problems_of(path: Path) -> list[str]:
 
 
 def is_peer_allowed(unit: str, target: str) -> bool:
-    """The one sideways path: programs and effects are one thing, so the shell uses hostside."""
-    return (unit, target) in {("shell", "hostside"), ("operation", "host"), ("__main__", "cli")}
+    """The few sideways paths, each between two that belong together."""
+    return (unit, target) in {("units", "errors"), ("shell", "hostside"), ("operation", "host"), ("__main__", "cli")}
 
 
 def is_standard_library(root: str) -> bool:
@@ -115,11 +115,16 @@ def mode_decisions(path: Path) -> Iterator[int]:
         return isinstance(node, ast.Constant) and node.value in ("vm", "container", "lxc", "qemu")
 
     for node in ast.walk(ast.parse(path.read_text())):
-        if (
-            (isinstance(node, ast.Compare) and any(is_mode(part) for part in [node.left, *node.comparators]))
-            or (isinstance(node, ast.MatchValue) and is_mode(node.value))
-            or (isinstance(node, ast.Dict) and any(key is not None and is_mode(key) for key in node.keys))
-        ):
+        match node:
+            case ast.Compare():
+                parts = [node.left, *node.comparators]
+            case ast.MatchValue():
+                parts = [node.value]
+            case ast.Dict():
+                parts = [key for key in node.keys if key is not None]
+            case _:
+                continue
+        if any(is_mode(part) for part in parts):
             yield node.lineno
 
 
