@@ -116,8 +116,8 @@ class Record:
     authorized_keys: tuple[str, ...] = ()
     accelerator: Accelerator | None = None
     provision: Provision = Provision.CREDENTIALS
-    kernel_id: str = ""
-    """Directory name of the kernel it boots when that is not its image's (`hvctl kernel`)."""
+    kernel_release: str = ""
+    """The kernel it boots directly (`uname -r`), from its image or fetched from the guest; empty: its own boot loader."""
     created_at: str = ""
     """UTC, ISO 8601 to the second."""
     labels: tuple[tuple[str, str], ...] = ()

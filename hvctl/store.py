@@ -6,8 +6,7 @@ Pure path arithmetic. File names are UUIDs, digests or checked names, never what
       images/ID/                 0711            manifest.json disk.qcow2 vmlinuz initrd, all 0444, tree/ 0700
       tags/NAME                                  one line: the identifier of the image
       layers/ID/                 0711            disk.qcow2, layer.json
-      kernels/ID/                0711            vmlinuz initrd
-      instances/UUID/            0711            domain.xml, identity/, seed.iso, console.log, nvram.fd
+      instances/UUID/            0711            domain.xml vmlinuz initrd identity/ seed.iso console.log nvram.fd
       building/OPERATION/        0700            private directories; published from here by rename
     RUN/                         0755
       locks/                     2770  root:libvirt
@@ -41,10 +40,6 @@ class Store:
         return self.root / "layers"
 
     @property
-    def kernels(self) -> Path:
-        return self.root / "kernels"
-
-    @property
     def instances(self) -> Path:
         return self.root / "instances"
 
@@ -70,6 +65,13 @@ class Store:
 
     def definition(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "domain.xml"
+
+    def kernel(self, uuid: UUID) -> Path:
+        """An instance's own copy: libvirt gives the file that it boots to the qemu user, so none may be shared."""
+        return self.instance(uuid) / "vmlinuz"
+
+    def initrd(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "initrd"
 
     def identity(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "identity"

@@ -1,8 +1,123 @@
-"""The `hvctl` command: its groups, and the one place where a failure is printed and becomes an exit code."""
+"""The `hvctl` command: its table of commands, and the one place where a failure is printed and becomes an exit code."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import signal
+import sys
+from typing import Any
 
-def main() -> None:
-    """Run the command line."""
-    raise SystemExit(0)
+import click
+
+from hvctl import __version__
+from hvctl.cli.app import App
+from hvctl.errors import HostError, HvctlError, Interrupted, UsageError
+
+# Command -> (module:attribute, what `hvctl --help` says). A module is imported only when its command is used.
+COMMANDS = {
+    "create": ("hvctl.cli.create:create", "Make one or more instances from an image."),
+    "list": ("hvctl.cli.query:list_", "List instances."),
+    "show": ("hvctl.cli.query:show", "Show everything about one instance."),
+    "start": ("hvctl.cli.lifecycle:start", "Start, and wait until the guest answers."),
+    "stop": ("hvctl.cli.lifecycle:stop", "Ask the guest to shut down."),
+    "restart": ("hvctl.cli.lifecycle:restart", "Stop and start again."),
+    "pause": ("hvctl.cli.lifecycle:pause", "Freeze a running instance in memory."),
+    "resume": ("hvctl.cli.lifecycle:resume", "Let a paused instance go on."),
+    "delete": ("hvctl.cli.lifecycle:delete", "Delete instances and everything that is theirs."),
+    "rename": ("hvctl.cli.change:rename", "Give a stopped instance another name."),
+    "set": ("hvctl.cli.change:set_", "Change CPUs, memory, autostart."),
+    "kernel": ("hvctl.cli.change:kernel", "Boot the newest kernel that is installed in the guest."),
+    "ssh": ("hvctl.cli.enter:ssh", "Log in, or run a command, over ssh."),
+    "exec": ("hvctl.cli.enter:exec_", "Run a command as root without the network."),
+    "console": ("hvctl.cli.enter:console", "Attach to the serial console; ^] leaves."),
+    "logs": ("hvctl.cli.query:logs", "Print the boot log."),
+    "image": ("hvctl.cli.image:image", "Build, list, show and delete images."),
+    "template": ("hvctl.cli.template:template", "List, show, check and render templates."),
+    "host": ("hvctl.cli.hostcmd:host", "Set up, check and repair this machine."),
+    "gc": ("hvctl.cli.gc:gc", "Finish or undo what a crash left behind."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named in a table and imported when used."""
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.table, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.table:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = self.table[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, text) for name, (_where, text) in self.table.items()]
+        for name in super().list_commands(ctx):
+            command = super().get_command(ctx, name)
+            rows.append((name, command.get_short_help_str(100) if command else ""))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hvctl")
+def hvctl() -> None:
+    """Virtual machines and containers on your own Linux host, from one image, through one set of verbs.
+
+    Start here:  hvctl host setup;  hvctl image build debian-12;  hvctl create web;  hvctl ssh web
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    app = App()
+    sys.exit(_run(app, sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(app: App, arguments: list[str]) -> int:
+    from hvctl.cli import logs
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C: undo, then exit
+    logs.start()
+    try:
+        code = hvctl.main(args=arguments, prog_name="hvctl", standalone_mode=False, obj=app)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except HvctlError as error:
+        app.print_error(error)
+        return _code(error, arguments)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        app.is_json = app.is_json or "--json" in arguments
+        app.print_error(_usage_error(error))
+        return UsageError.code
+    except (KeyboardInterrupt, click.Abort):
+        app.print_error(Interrupted("interrupted"))
+        return Interrupted.code
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except OSError as error:
+        app.print_error(HostError(f"{error.filename or 'hvctl'}: {error.strerror or error}", hint="hvctl host doctor"))
+        return HostError.code
+    finally:
+        app.close()
+
+
+def _code(error: HvctlError, arguments: list[str]) -> int:
+    """The exit code; `ssh` and `exec` keep 255 for hvctl's own failures, as OpenSSH does."""
+    return 255 if arguments and arguments[0] in ("ssh", "exec") and not isinstance(error, Interrupted) else error.code
+
+
+def _usage_error(error: click.ClickException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "hvctl"
+    return UsageError(error.format_message().rstrip("."), hint=f"{path} --help")

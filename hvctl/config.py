@@ -1,0 +1,100 @@
+"""Settings: the environment over the user's file over the system's file over the defaults.
+
+/etc/hvctl/config.toml, then $XDG_CONFIG_HOME/hvctl/config.toml, then HVCTL_STORE, HVCTL_RUN, HVCTL_NETWORK, ...
+(https://specifications.freedesktop.org/basedir-spec/latest/)
+
+store = "/var/lib/hvctl"
+run = "/run/hvctl"
+network = "hvctl"
+image = "debian-12"
+template_folders = ["~/hvctl-templates"]
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from hvctl.errors import InvalidSpec
+
+SYSTEM_FILE = Path("/etc/hvctl/config.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings in force."""
+
+    store: Path = Path("/var/lib/hvctl")
+    run: Path = Path("/run/hvctl")
+    network: str = "hvctl"
+    image: str = "debian-12"
+    """What `create` takes without `--image`."""
+    vm_uri: str = "qemu:///system"
+    container_uri: str = "lxc:///system"
+    template_folders: tuple[Path, ...] = ()
+    """Searched before the templates that hvctl brings; each may have `vm/NAME.xml` and `container/NAME.xml`."""
+
+
+def load() -> Config:
+    """The settings in force. Raises InvalidSpec for a file that is no TOML or has an unknown or mistyped setting."""
+    config = Config(template_folders=(config_home() / "templates", SYSTEM_FILE.parent / "templates"))
+    for file in (SYSTEM_FILE, config_home() / "config.toml"):
+        try:
+            text = file.read_text()
+        except (FileNotFoundError, PermissionError, NotADirectoryError):
+            continue
+        config = _apply(config, text, file)
+    for field in fields(Config):
+        value = os.environ.get(f"HVCTL_{field.name.upper()}")
+        if value:
+            config = _set(
+                config, field.name, value.split(":") if field.name == "template_folders" else value, "environment"
+            )
+    return config
+
+
+def config_home() -> Path:
+    """Where this user's settings and templates are."""
+    return _xdg("XDG_CONFIG_HOME", ".config")
+
+
+def data_home() -> Path:
+    """Where hvctl keeps this user's own key pair."""
+    return _xdg("XDG_DATA_HOME", ".local/share")
+
+
+def state_home() -> Path:
+    """Where the log file goes."""
+    return _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    value = os.environ.get(variable, "")
+    base = Path(value) if value.startswith("/") else Path.home() / fallback
+    return base / "hvctl"
+
+
+def _apply(config: Config, text: str, file: Path) -> Config:
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidSpec(f"{file} is not valid TOML: {error}", hint=f"edit {file}") from error
+    for name, value in settings.items():
+        config = _set(config, name, value, str(file))
+    return config
+
+
+def _set(config: Config, name: str, value: object, source: str) -> Config:
+    known = {field.name for field in fields(Config)}
+    if name not in known:
+        raise InvalidSpec(f"unknown setting {name!r} in {source}", hint=f"known settings: {', '.join(sorted(known))}")
+    match getattr(config, name), value:
+        case Path(), str() as text if text.startswith(("/", "~")):
+            return replace(config, **{name: Path(text).expanduser()})
+        case str(), str() as text if text and text.isprintable():
+            return replace(config, **{name: text})
+        case tuple() as old, list() as items if all(isinstance(item, str) for item in items):
+            return replace(config, **{name: (*(Path(item).expanduser() for item in items), *old)})
+    raise InvalidSpec(f"setting {name!r} in {source} cannot be {value!r}", hint="paths are absolute, names are text")

@@ -1,0 +1,116 @@
+"""One machine: its shell, its store and its connections to both libvirt drivers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hvctl import config, metadata
+from hvctl.errors import HostError, Interrupted, WrongState
+from hvctl.hostside import files, locks
+from hvctl.model import Instance, Mode
+from hvctl.shell import LocalShell, Shell
+from hvctl.store import Store
+
+if TYPE_CHECKING:
+    from hvctl.libvirtapi.connection import Connection
+
+
+class Host:
+    """The machine that a verb works on. Opens what it needs when it is first needed; a context manager."""
+
+    def __init__(self, settings: config.Config | None = None, shell: Shell | None = None) -> None:
+        self.config = settings or config.load()
+        self.shell = shell or LocalShell()
+        self.store = Store(root=self.config.store, run=self.config.run)
+        self.cancelled = threading.Event()
+        """Set to make every verb that works on this host stop at its next step or pause, and undo."""
+        self._connections: dict[str, Connection] = {}
+        self._opening = threading.Lock()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+
+    def connection(self, mode: Mode) -> Connection:
+        """The connection to the driver of a mode. Raises HostError when it does not answer."""
+        uri = getattr(self.config, f"{mode.value}_uri")
+        with self._opening:
+            if uri not in self._connections:
+                from hvctl.libvirtapi.connection import Connection  # here, so that `--help` needs no libvirt
+
+                self._connections[uri] = Connection.open(uri)
+            return self._connections[uri]
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until somebody cancels. Raises Interrupted then."""
+        if self.cancelled.wait(seconds):
+            raise Interrupted("interrupted")
+
+    def instances(self) -> list[Instance]:
+        """Every instance of this store on both drivers, by name, from libvirt alone.
+
+        Raises HostError unless both drivers answered: half a list must never be taken for the whole.
+        """
+        from hvctl.libvirtapi import domains
+
+        found = []
+        for mode in Mode:
+            for listed in domains.list_all(self.connection(mode)):
+                record = metadata.find(listed.xml)
+                if record is not None and record.store == self.store.root:
+                    found.append(Instance(record=record, live=listed.live))
+        return sorted(found, key=lambda instance: instance.name)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, timeout_s: float = 0) -> Iterator[None]:
+        """Hold the lock of a name (an instance's, `network-...`) for the block.
+
+        Raises WrongState when another process holds it, HostError when locks cannot be made here.
+        """
+        path = self.store.locks / name
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locks.hold(path, timeout_s=timeout_s))
+            except BlockingIOError as error:
+                raise WrongState(
+                    f"{name!r} is busy: another hvctl is working on it",
+                    hint=f"wait for it, or see who: fuser -v {path}",
+                ) from error
+            except FileNotFoundError as error:
+                raise HostError("this host is not set up for hvctl", hint="run as root: hvctl host setup") from error
+            except PermissionError as error:
+                raise HostError(
+                    f"no permission to lock {name!r} in {path.parent}",
+                    hint="run it as root, or join the group 'libvirt' and log in again",
+                ) from error
+            yield
+
+    def is_busy(self, name: str) -> bool:
+        """Whether some process holds the lock of this name."""
+        return not self.shell.call(locks.is_free, self.store.locks / name)
+
+    def require_root(self, action: str) -> None:
+        """Raise HostError before anything is begun when the store cannot be written by this user."""
+        if os.geteuid() != 0:
+            raise HostError(
+                f"{action} needs root: it changes the store {str(self.store.root)!r}", hint="try: sudo hvctl ..."
+            )
+        if not files.exists(self.store.instances):
+            raise HostError("this host is not set up for hvctl", hint="hvctl host setup")
+
+    def read_text(self, path: Path) -> str:
+        """A small text file on the host."""
+        return self.shell.call(files.read_file, path).decode()

@@ -1,0 +1,102 @@
+"""One libvirt connection with a deadline on everything.
+
+libvirt's calls have no time limit of their own. Opening is done in a thread that is left behind when it hangs; after
+that, keepalive messages (answered by libvirtd's main loop) close a connection whose daemon is stopped or gone, and
+every call then under way fails. They need an event loop that runs: one daemon thread, begun with the first connection.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import libvirt
+
+from hvctl.errors import HostError, TimedOut
+from hvctl.libvirtapi.faults import from_libvirt, in_words
+
+OPEN_TIMEOUT_S = 10
+_KEEPALIVE_INTERVAL_S = 5
+_KEEPALIVE_COUNT = 3
+
+_loop_started = threading.Lock()
+_is_loop_running = False
+
+
+class Connection:
+    """An open connection to one libvirt driver (`qemu:///system`, `lxc:///system`, `test:///default`)."""
+
+    def __init__(self, uri: str, handle: libvirt.virConnect) -> None:
+        self.uri = uri
+        self.handle = handle
+
+    @classmethod
+    def open(cls, uri: str, *, read_only: bool = False) -> Connection:
+        """Connect. Raises HostError when the driver does not answer, TimedOut after 10 s of silence."""
+        start_event_loop()
+        handle = _open_guarded(uri, read_only)
+        if not uri.startswith("test:"):  # the in-process test driver has nobody to ask
+            with in_words(f"cannot watch the connection to {uri}"):
+                handle.setKeepAlive(_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT)
+        return cls(uri, handle)
+
+    def close(self) -> None:
+        """Close; fine when it is lost already."""
+        try:
+            self.handle.close()
+        except libvirt.libvirtError:
+            return
+
+    @property
+    def is_alive(self) -> bool:
+        try:
+            return bool(self.handle.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def version(self) -> tuple[int, int, int]:
+        """Version of the libvirt that answers."""
+        with in_words(f"cannot ask {self.uri} for its version"):
+            number = self.handle.getLibVersion()
+        return number // 1_000_000, number // 1000 % 1000, number % 1000
+
+
+def start_event_loop() -> None:
+    """Run libvirt's event loop in a daemon thread, once a process; silence its habit of printing errors."""
+    global _is_loop_running
+    with _loop_started:
+        if _is_loop_running:
+            return
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_run_loop, name="libvirt-events", daemon=True).start()
+        _is_loop_running = True
+
+
+def _run_loop() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def _open_guarded(uri: str, read_only: bool) -> libvirt.virConnect:
+    results: list[libvirt.virConnect | libvirt.libvirtError] = []
+
+    def attempt() -> None:
+        try:
+            results.append(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri))
+        except libvirt.libvirtError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=attempt, name="libvirt-open", daemon=True)
+    thread.start()
+    thread.join(OPEN_TIMEOUT_S)
+    if not results:
+        raise TimedOut(
+            f"libvirtd did not answer on {uri} within {OPEN_TIMEOUT_S} s", hint="see what hangs: hvctl host doctor"
+        )
+    result = results[0]
+    if not isinstance(result, libvirt.libvirtError):
+        return result
+    error = from_libvirt(result, f"cannot reach libvirt at {uri}")
+    if isinstance(error, HostError) and error.hint:
+        raise error from result
+    raise HostError(error.message, hint="is it set up and running? hvctl host setup") from result

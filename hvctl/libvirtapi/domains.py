@@ -1,0 +1,225 @@
+"""Domains: what libvirt makes alike for both drivers, wrapped once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+from uuid import UUID
+from xml.etree import ElementTree
+
+import libvirt
+
+from hvctl.errors import NotFound, TimedOut
+from hvctl.libvirtapi.connection import Connection
+from hvctl.libvirtapi.faults import from_libvirt, in_words
+from hvctl.model import Live, State
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: State.STOPPED,
+    libvirt.VIR_DOMAIN_RUNNING: State.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: State.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: State.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: State.STOPPING,
+    libvirt.VIR_DOMAIN_SHUTOFF: State.STOPPED,
+    libvirt.VIR_DOMAIN_CRASHED: State.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
+}
+
+# Only causes that tell the user something the state does not.
+_CAUSES = {
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR): "disk error: the host's disk is probably full",
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_WATCHDOG): "watchdog",
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_CRASHED): "the guest's kernel panicked",
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP): "starting up",
+    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED): "the guest crashed",
+    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_FAILED): "it failed to start, or its process died",
+    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SAVED): "saved to disk",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One domain as the list gives it: its inactive XML (where our record is) and the live facts."""
+
+    xml: str
+    live: Live
+
+
+def find(connection: Connection, name: str) -> libvirt.virDomain | None:
+    """The domain of this name, or None."""
+    try:
+        return connection.handle.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise from_libvirt(error, f"cannot look up {name!r}") from error
+
+
+def get(connection: Connection, uuid: UUID) -> libvirt.virDomain:
+    """The domain of this UUID. Raises NotFound."""
+    with in_words(f"cannot find the domain {uuid}"):
+        return connection.handle.lookupByUUIDString(str(uuid))
+
+
+def list_all(connection: Connection) -> list[Listed]:
+    """All domains of one driver, active or not, in no order. One that vanishes meanwhile is left out."""
+    with in_words(f"cannot list the domains of {connection.uri}"):
+        domains = connection.handle.listAllDomains()
+    found = []
+    for domain in domains:
+        try:
+            found.append(describe(domain))
+        except NotFound:
+            continue
+    return found
+
+
+def describe(domain: libvirt.virDomain) -> Listed:
+    """XML and live facts of one domain, in three round trips."""
+    with in_words(f"cannot read the domain {domain.name()!r}"):
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        state, _maximum_kib, memory_kib, cpus, _time_ns = domain.info()
+        cause = ""
+        if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_NOSTATE):
+            cause = _CAUSES.get((state, domain.state()[1]), "")
+        live = Live(
+            state=_STATES.get(state, State.STOPPED),
+            cause=cause,
+            cpus=cpus,
+            memory_bytes=memory_kib * 1024,
+            is_autostart=bool(domain.autostart()),
+        )
+    return Listed(xml=xml, live=live)
+
+
+def get_xml(domain: libvirt.virDomain, *, inactive: bool = True) -> str:
+    """The definition for the next start, or (not `inactive`) the one that runs."""
+    with in_words(f"cannot read the definition of {domain.name()!r}"):
+        return cast(str, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0))
+
+
+def define(connection: Connection, xml: str) -> libvirt.virDomain:
+    """Define or redefine a persistent domain after libvirt's own schema check. Raises InvalidSpec."""
+    with in_words("cannot define the instance"):
+        return connection.handle.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+
+
+def set_metadata(domain: libvirt.virDomain, element: str, *, prefix: str, uri: str) -> None:
+    """Write our element into the persistent definition, and into the running one where there is one."""
+    with in_words(f"cannot write the record of {domain.name()!r}"):
+        flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        if domain.isActive():
+            flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, prefix, uri, flags)
+
+
+def start(domain: libvirt.virDomain, *, paused: bool = False) -> None:
+    with in_words(f"cannot start {domain.name()!r}"):
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+
+def shutdown(domain: libvirt.virDomain) -> None:
+    """Ask the guest to power off; returns at once."""
+    with in_words(f"cannot ask {domain.name()!r} to shut down"):
+        domain.shutdown()
+
+
+def kill(domain: libvirt.virDomain) -> None:
+    """End the guest's process at once; fine when it is off already."""
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            raise from_libvirt(error, f"cannot end {domain.name()!r}") from error
+
+
+def pause(domain: libvirt.virDomain) -> None:
+    with in_words(f"cannot pause {domain.name()!r}"):
+        domain.suspend()
+
+
+def resume(domain: libvirt.virDomain) -> None:
+    with in_words(f"cannot resume {domain.name()!r}"):
+        domain.resume()
+
+
+def rename(domain: libvirt.virDomain, name: str) -> None:
+    with in_words(f"cannot rename {domain.name()!r} to {name!r}"):
+        domain.rename(name)
+
+
+def set_autostart(domain: libvirt.virDomain, on: bool) -> None:
+    with in_words(f"cannot change autostart of {domain.name()!r}"):
+        domain.setAutostart(int(on))
+
+
+def undefine(domain: libvirt.virDomain) -> None:
+    """Remove the definition with everything libvirt keeps beside it (NVRAM, TPM state, managed save)."""
+    flags = (
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        | libvirt.VIR_DOMAIN_UNDEFINE_TPM
+    )
+    try:
+        domain.undefineFlags(flags)
+    except libvirt.libvirtError as error:
+        code = error.get_error_code()
+        if code == libvirt.VIR_ERR_NO_DOMAIN:
+            return
+        if code not in (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT):
+            raise from_libvirt(error, f"cannot remove the definition of {domain.name()!r}") from error
+        with in_words(f"cannot remove the definition of {domain.name()!r}"):  # libvirt-LXC knows none of the flags
+            domain.undefine()
+
+
+def set_vcpus(domain: libvirt.virDomain, count: int, *, live: bool) -> None:
+    with in_words(f"cannot change the CPUs of {domain.name()!r}"):
+        domain.setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def set_memory(domain: libvirt.virDomain, size_bytes: int) -> None:
+    """Change the memory of the running guest by its balloon."""
+    with in_words(f"cannot change the memory of {domain.name()!r}"):
+        domain.setMemoryFlags(size_bytes // 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def is_active(domain: libvirt.virDomain) -> bool:
+    with in_words(f"cannot read the state of {domain.name()!r}"):
+        return bool(domain.isActive())
+
+
+def console_log_path(xml: str) -> str:
+    """The file that libvirt copies the serial console to, or empty."""
+    node = ElementTree.fromstring(xml).find("./devices/serial/log")
+    return node.get("file", "") if node is not None else ""
+
+
+def wait_until_off(connection: Connection, domain: libvirt.virDomain, *, timeout_s: float) -> None:
+    """Return when the domain is off, told by libvirt's event. Raises TimedOut, the guest untouched."""
+    stopped = threading.Event()
+    name = domain.name()
+
+    def on_lifecycle(_connection: object, _domain: object, event: int, _detail: int, _opaque: object) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            stopped.set()
+
+    with in_words(f"cannot watch {name!r}"):
+        handler: Callable[..., None] = on_lifecycle
+        identifier = connection.handle.domainEventRegisterAny(
+            domain, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, handler, None
+        )
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        while is_active(domain):  # also after a wake-up: the guest may have been started again by somebody
+            if not stopped.wait(max(0.0, min(1.0, deadline_s - time.monotonic()))) and time.monotonic() >= deadline_s:
+                raise TimedOut(f"{name!r} did not shut down within {timeout_s:g} s and is still running")
+            if stopped.is_set():
+                return
+    finally:
+        with in_words(f"cannot stop watching {name!r}"):
+            connection.handle.domainEventDeregisterAny(identifier)

@@ -1,0 +1,188 @@
+"""An instance's record as an XML element in its domain's `<metadata>`, and back.
+
+The only place that knows the element's shape. It has a schema version: a newer one is refused, elements that we do not
+know are kept as they are. It holds no secret: anybody who may read libvirt may read it.
+
+    <hvctl:instance xmlns:hvctl="urn:hvctl" schema="1" store="/var/lib/hvctl" created="2026-01-31T12:00:00Z">
+      <hvctl:spec mode="vm" image="debian-12" cpus="2" memory="1073741824" disk="0" template="default" accel="auto">
+        <hvctl:variable name="K" value="V"/>
+      </hvctl:spec>
+      <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg"><hvctl:layer id="UUID"/></hvctl:root>
+      <hvctl:interface network="hvctl" mac="52:..." address="10.1.2.3" device="hv0123456789"/>
+      <hvctl:access user="root" provision="credentials" host-key="ssh-ed25519 AAAA..."><hvctl:key>...</hvctl:key></hvctl:access>
+      <hvctl:label name="K" value="V"/>
+      <hvctl:pending verb="create" step="root"><hvctl:argument name="K" value="V"/></hvctl:pending>
+    </hvctl:instance>
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from hvctl.errors import InvalidSpec, Unsupported
+from hvctl.identity import device_name
+from hvctl.model import AccelChoice, Accelerator, Mode, PendingOperation, Provision, Record, Spec
+
+PREFIX = "hvctl"
+URI = "urn:hvctl"
+SCHEMA = 1
+
+_NS = f"{{{URI}}}"
+_KNOWN = {_NS + tag for tag in ("spec", "root", "interface", "access", "label", "pending")}
+
+ElementTree.register_namespace(PREFIX, URI)
+
+
+def find(domain_xml: str) -> Record | None:
+    """The record in a domain's XML, or None when hvctl did not make that domain.
+
+    Name and UUID are the domain's own. Raises Unsupported for a newer schema, InvalidSpec for a damaged record.
+    """
+    if URI not in domain_xml:
+        return None
+    domain = ElementTree.fromstring(domain_xml)
+    element = domain.find(f"./metadata/{_NS}instance")
+    if element is None:
+        return None
+    name = domain.findtext("name", "")
+    if int(element.get("schema", "0")) > SCHEMA:
+        raise Unsupported(
+            f"{name!r} was made by a newer hvctl (record schema {element.get('schema')}, this one knows {SCHEMA})",
+            hint="upgrade hvctl on this machine",
+        )
+    try:
+        return _parse(element, name, UUID(domain.findtext("uuid", "")))
+    except (KeyError, ValueError, AttributeError) as error:
+        raise InvalidSpec(
+            f"the record of {name!r} is damaged: {error}", hint=f"restore it from the store: hvctl host recover {name}"
+        ) from error
+
+
+def format_element(record: Record) -> str:
+    """The record as the XML element that `virDomainSetMetadata` takes."""
+    return ElementTree.tostring(_build(record), encoding="unicode")
+
+
+def embed(domain_xml: str, record: Record) -> str:
+    """The domain's XML with this record in its `<metadata>`, in place of an older one; other metadata stays."""
+    domain = ElementTree.fromstring(domain_xml)
+    metadata = domain.find("metadata")
+    if metadata is None:
+        metadata = Element("metadata")
+        names = [child.tag for child in domain]
+        domain.insert(names.index("name") + 1 + ("uuid" in names), metadata)
+    for old in metadata.findall(f"{_NS}instance"):
+        metadata.remove(old)
+    metadata.append(_build(record))
+    ElementTree.indent(domain)
+    return ElementTree.tostring(domain, encoding="unicode") + "\n"
+
+
+def _build(record: Record) -> Element:
+    spec = record.spec
+    top = Element(f"{_NS}instance", {"schema": str(SCHEMA), "store": str(record.store), "created": record.created_at})
+    asked = SubElement(
+        top,
+        f"{_NS}spec",
+        {
+            "mode": spec.mode,
+            "image": spec.image,
+            "cpus": str(spec.cpus),
+            "memory": str(spec.memory_bytes),
+            "disk": str(spec.disk_bytes),
+            "template": spec.template,
+            "accel": spec.accel,
+            "autostart": "yes" if spec.autostart else "no",
+        },
+    )
+    _add_pairs(asked, "variable", spec.variables)
+    root = SubElement(
+        top,
+        f"{_NS}root",
+        {"image": record.image_id, "kernel": record.kernel_release, "accelerator": record.accelerator or ""},
+    )
+    for layer in record.layers:
+        SubElement(root, f"{_NS}layer", {"id": layer})
+    device = device_name(record.uuid)
+    interface = {"network": record.network, "mac": record.mac, "address": record.address, "device": device}
+    SubElement(top, f"{_NS}interface", interface)
+    access = SubElement(
+        top,
+        f"{_NS}access",
+        {"user": record.login_user, "provision": record.provision, "host-key": record.host_key},
+    )
+    for key in record.authorized_keys:
+        SubElement(access, f"{_NS}key").text = key
+    _add_pairs(top, "label", record.labels)
+    if record.pending is not None:
+        pending = SubElement(top, f"{_NS}pending", {"verb": record.pending.verb, "step": record.pending.step})
+        _add_pairs(pending, "argument", record.pending.arguments)
+    for text in record.unknown:
+        top.append(ElementTree.fromstring(text))
+    return top
+
+
+def _add_pairs(parent: Element, tag: str, pairs: tuple[tuple[str, str], ...]) -> None:
+    for name, value in pairs:
+        SubElement(parent, f"{_NS}{tag}", {"name": name, "value": value})
+
+
+def _parse(top: Element, name: str, uuid: UUID) -> Record:
+    root, interface, access = (_child(top, tag) for tag in ("root", "interface", "access"))
+    accelerator = root.get("accelerator", "")
+    record = Record(
+        uuid=uuid,
+        spec=_parse_spec(_child(top, "spec"), name),
+        store=Path(top.attrib["store"]),
+        created_at=top.get("created", ""),
+        image_id=root.attrib["image"],
+        kernel_release=root.get("kernel", ""),
+        accelerator=Accelerator(accelerator) if accelerator else None,
+        layers=tuple(layer.attrib["id"] for layer in root.findall(f"{_NS}layer")),
+        network=interface.attrib["network"],
+        mac=interface.attrib["mac"],
+        address=interface.get("address", ""),
+        login_user=access.attrib["user"],
+        provision=Provision(access.attrib["provision"]),
+        host_key=access.get("host-key", ""),
+        authorized_keys=tuple(key.text or "" for key in access.findall(f"{_NS}key")),
+        labels=_pairs(top, "label"),
+        unknown=tuple(ElementTree.tostring(child, encoding="unicode") for child in top if child.tag not in _KNOWN),
+    )
+    pending = top.find(f"{_NS}pending")
+    if pending is None:
+        return record
+    operation = PendingOperation(
+        verb=pending.attrib["verb"], step=pending.attrib["step"], arguments=_pairs(pending, "argument")
+    )
+    return replace(record, pending=operation)
+
+
+def _parse_spec(element: Element, name: str) -> Spec:
+    return Spec(
+        name=name,
+        mode=Mode(element.attrib["mode"]),
+        image=element.attrib["image"],
+        cpus=int(element.attrib["cpus"]),
+        memory_bytes=int(element.attrib["memory"]),
+        disk_bytes=int(element.attrib["disk"]),
+        template=element.attrib["template"],
+        variables=_pairs(element, "variable"),
+        accel=AccelChoice(element.attrib["accel"]),
+        autostart=element.get("autostart") == "yes",
+    )
+
+
+def _child(top: Element, tag: str) -> Element:
+    child = top.find(f"{_NS}{tag}")
+    if child is None:
+        raise KeyError(f"no <{tag}>")
+    return child
+
+
+def _pairs(parent: Element, tag: str) -> tuple[tuple[str, str], ...]:
+    return tuple((child.attrib["name"], child.attrib["value"]) for child in parent.findall(f"{_NS}{tag}"))
