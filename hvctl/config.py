@@ -16,6 +16,7 @@ import os
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from hvctl.errors import InvalidSpec
 
@@ -90,11 +91,20 @@ def _set(config: Config, name: str, value: object, source: str) -> Config:
     known = {field.name for field in fields(Config)}
     if name not in known:
         raise InvalidSpec(f"unknown setting {name!r} in {source}", hint=f"known settings: {', '.join(sorted(known))}")
-    match getattr(config, name), value:
-        case Path(), str() as text if text.startswith(("/", "~")):
-            return replace(config, **{name: Path(text).expanduser()})
-        case str(), str() as text if text and text.isprintable():
-            return replace(config, **{name: text})
-        case tuple() as old, list() as items if all(isinstance(item, str) for item in items):
-            return replace(config, **{name: (*(Path(item).expanduser() for item in items), *old)})
+    parsed = _parse(getattr(config, name), value)
+    if parsed is not None:
+        changed: dict[str, Any] = {name: parsed}
+        return replace(config, **changed)
     raise InvalidSpec(f"setting {name!r} in {source} cannot be {value!r}", hint="paths are absolute, names are text")
+
+
+def _parse(old: object, value: object) -> object | None:
+    """The value in the type of the one it replaces, or None when it cannot be that."""
+    match old, value:
+        case Path(), str(text) if text.startswith(("/", "~")):
+            return Path(text).expanduser()
+        case str(), str(text) if text and text.isprintable():
+            return text
+        case tuple(), list(items) if all(isinstance(item, str) for item in items):
+            return (*(Path(item).expanduser() for item in items), *old)
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -18,6 +19,7 @@ from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -129,3 +131,42 @@ def available_bytes(path: Path) -> int:
     """Bytes that a process may still write on the file system of `path` (statvfs f_bavail)."""
     facts = os.statvfs(path)
     return facts.f_bavail * facts.f_frsize
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give a file exactly this mode; a link is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def clone_file(source: Path, target: Path, mode: int) -> None:
+    """A copy that shares its blocks where the file system can (FICLONE), made of full blocks where it cannot."""
+    with source.open("rb") as from_, target.open("xb") as to:
+        os.fchmod(to.fileno(), mode)
+        try:
+            fcntl.ioctl(to.fileno(), _FICLONE, from_.fileno())
+        except OSError:
+            remaining = os.fstat(from_.fileno()).st_size
+            while remaining > 0:
+                remaining -= os.copy_file_range(from_.fileno(), to.fileno(), remaining) or remaining
+
+
+def read_tail(path: Path, *, limit_bytes: int) -> bytes:
+    """The last bytes of a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        stream.seek(max(0, os.fstat(descriptor).st_size - limit_bytes))
+        return stream.read(limit_bytes)
+
+
+def size(path: Path) -> int:
+    """Size in bytes; 0 when it is not there."""
+    try:
+        return path.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -121,12 +120,6 @@ def start(domain: libvirt.virDomain, *, paused: bool = False) -> None:
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
 
-def shutdown(domain: libvirt.virDomain) -> None:
-    """Ask the guest to power off; returns at once."""
-    with in_words(f"cannot ask {domain.name()!r} to shut down"):
-        domain.shutdown()
-
-
 def kill(domain: libvirt.virDomain) -> None:
     """End the guest's process at once; fine when it is off already."""
     try:
@@ -177,9 +170,10 @@ def undefine(domain: libvirt.virDomain) -> None:
             domain.undefine()
 
 
-def set_vcpus(domain: libvirt.virDomain, count: int, *, live: bool) -> None:
+def set_vcpus(domain: libvirt.virDomain, count: int) -> None:
+    """Change the number of CPUs of the running guest, up to the maximum it was started with."""
     with in_words(f"cannot change the CPUs of {domain.name()!r}"):
-        domain.setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        domain.setVcpusFlags(count, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def set_memory(domain: libvirt.virDomain, size_bytes: int) -> None:
@@ -199,8 +193,11 @@ def console_log_path(xml: str) -> str:
     return node.get("file", "") if node is not None else ""
 
 
-def wait_until_off(connection: Connection, domain: libvirt.virDomain, *, timeout_s: float) -> None:
-    """Return when the domain is off, told by libvirt's event. Raises TimedOut, the guest untouched."""
+def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: float) -> None:
+    """Ask the guest to power off and return when it is off, told by libvirt's event.
+
+    Raises TimedOut, the guest untouched.
+    """
     stopped = threading.Event()
     name = domain.name()
 
@@ -208,18 +205,22 @@ def wait_until_off(connection: Connection, domain: libvirt.virDomain, *, timeout
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             stopped.set()
 
-    with in_words(f"cannot watch {name!r}"):
-        handler: Callable[..., None] = on_lifecycle
+    with in_words(f"cannot shut down {name!r}"):
         identifier = connection.handle.domainEventRegisterAny(
-            domain, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, handler, None
+            domain, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle, None
         )
-    deadline_s = time.monotonic() + timeout_s
-    try:
-        while is_active(domain):  # also after a wake-up: the guest may have been started again by somebody
-            if not stopped.wait(max(0.0, min(1.0, deadline_s - time.monotonic()))) and time.monotonic() >= deadline_s:
-                raise TimedOut(f"{name!r} did not shut down within {timeout_s:g} s and is still running")
-            if stopped.is_set():
-                return
-    finally:
-        with in_words(f"cannot stop watching {name!r}"):
+        try:
+            domain.shutdown()
+            _wait_for_event(stopped, domain, timeout_s)
+        finally:
             connection.handle.domainEventDeregisterAny(identifier)
+
+
+def _wait_for_event(stopped: threading.Event, domain: libvirt.virDomain, timeout_s: float) -> None:
+    """Wait in slices: each asks libvirt too, so that a lost connection is an error and not a silence."""
+    deadline_s = time.monotonic() + timeout_s
+    while not stopped.wait(min(1.0, max(0.0, deadline_s - time.monotonic()))):
+        if not domain.isActive():
+            return
+        if time.monotonic() >= deadline_s:
+            raise TimedOut(f"{domain.name()!r} did not shut down within {timeout_s:g} s and is still running")

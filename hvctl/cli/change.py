@@ -1,0 +1,52 @@
+"""`hvctl rename`, `set` and `kernel`."""
+
+from __future__ import annotations
+
+import click
+
+from hvctl.cli.app import App, output_options
+from hvctl.cli.parameters import SIZE
+from hvctl.errors import UsageError
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@output_options
+def rename(app: App, old: str, new: str) -> None:
+    """Give a stopped instance another name.
+
+    Example: hvctl rename web www
+    """
+    from hvctl.instances import change
+
+    with app.progress() as events:
+        change.rename(app.host, old, new, events)
+    app.print_result({"name": new, "was": old}, lambda: click.echo(f"{new}: was {old}"))
+
+
+@click.command("set")
+@click.argument("name")
+@click.option("--cpus", type=click.IntRange(1))
+@click.option("--memory", type=SIZE, help="512M, 2GiB, ...")
+@click.option("--autostart/--no-autostart", default=None, help="Start it when the host boots, or not.")
+@output_options
+def set_(app: App, name: str, cpus: int | None, memory: int | None, autostart: bool | None) -> None:
+    """Change CPUs, memory or autostart; says for each whether it is live or waits for the next start.
+
+    Example: hvctl set web --memory 2GiB --autostart
+    """
+    from hvctl.instances import change
+
+    if cpus is None and memory is None and autostart is None:
+        raise UsageError("nothing to change", hint="hvctl set --help")
+    changes = change.Changes(cpus=cpus, memory_bytes=memory, is_autostart=autostart)
+    with app.progress() as events:
+        done = change.set_(app.host, name, changes, events)
+
+    def for_people() -> None:
+        for item in done:
+            when = "now" if item.is_live else f"from the next start on: hvctl restart {name}"
+            click.echo(f"{name}: {item.field} {item.value}, {when}")
+
+    app.print_result([{"field": item.field, "value": item.value, "live": item.is_live} for item in done], for_people)

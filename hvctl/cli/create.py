@@ -1,0 +1,125 @@
+"""`hvctl create`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hvctl.cli.app import App, output_options
+from hvctl.cli.parameters import PAIR, SIZE
+from hvctl.cli.present import as_json
+from hvctl.errors import NotFound, UsageError
+from hvctl.events import Note, Sink
+from hvctl.model import AccelChoice, Instance, Mode, Spec, Wait
+
+if TYPE_CHECKING:
+    from hvctl.instances.create import Request
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--image", help="The image to start from (default: from the settings, debian-12).")
+@click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
+@click.option("--disk", type=SIZE, help="Size of the root disk (default: the image's).")
+@click.option("--template", default="default", show_default=True, help="A name from `hvctl template list`, or a file.")
+@click.option("--set", "variables", metavar="K=V", type=PAIR, multiple=True, help="A value for the template (vars.K).")
+@click.option("--accel", type=click.Choice([choice.value for choice in AccelChoice]), default="auto", show_default=True)
+@click.option("--require-kvm", is_flag=True, help="Fail (exit 8) rather than emulate.")
+@click.option("--ssh-key", "ssh_keys", multiple=True, help="A public key, or a file with some (default: yours).")
+@click.option("--user-data", type=click.Path(path_type=Path), help="cloud-init user data; `-` reads stdin.")
+@click.option("--autostart", is_flag=True, help="Start it when the host boots.")
+@click.option("--no-start", is_flag=True, help="Only make it.")
+@click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
+@click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait.")
+@click.option("--build", is_flag=True, help="Build the image first when it is not there.")
+@click.option("--print-xml", is_flag=True, help="Print the definition and make nothing.")
+@output_options
+def create(app: App, names: tuple[str, ...], **options: object) -> None:
+    """Make one or more instances from an image, start them and wait until they answer.
+
+    Example: hvctl create web db --image debian-12 --cpus 2 --memory 2GiB
+    """
+    from hvctl.instances import create as verbs
+
+    options["authorized_keys"] = _read_keys(options)
+    options["user_data"] = _read_user_data(options["user_data"])  # type: ignore[arg-type]
+    requests = {name: _parse(app, name, options) for name in names}
+    if options["print_xml"]:
+        for request in requests.values():
+            click.echo(verbs.format_xml(app.host, verbs.make_plan(app.host, request)), nl=False)
+        return
+    if options["build"]:
+        _build_missing(app, next(iter(requests.values())).spec.image)
+    made: list[Instance] = []
+
+    def work(name: str, events: Sink) -> Instance:
+        return verbs.create(app.host, requests[name], events)
+
+    def done(name: str, instance: Instance) -> None:
+        made.append(instance)
+        app.say(f"{name}: created, {instance.state}, {instance.record.address}; next: hvctl ssh {name}")
+
+    try:
+        app.for_each(names, work, done)
+    finally:
+        if app.is_json and made:
+            app.print_result([as_json(instance) for instance in made], lambda: None)
+
+
+def _parse(app: App, name: str, options: dict[str, object]) -> Request:
+    """One name's options as a frozen request; nobody reads options later."""
+    from hvctl.instances.create import Request
+
+    spec = Spec(
+        name=name,
+        mode=Mode.VM,
+        image=str(options["image"] or app.host.config.image),
+        cpus=int(str(options["cpus"])),
+        memory_bytes=int(str(options["memory"])),
+        disk_bytes=int(str(options["disk"] or 0)),
+        template=str(options["template"]),
+        variables=tuple(options["variables"]),  # type: ignore[arg-type]
+        accel=AccelChoice(str(options["accel"])),
+        autostart=bool(options["autostart"]),
+    )
+    return Request(
+        spec=spec,
+        authorized_keys=options["authorized_keys"],  # type: ignore[arg-type]
+        user_data=options["user_data"],  # type: ignore[arg-type]
+        require_kvm=bool(options["require_kvm"]),
+        start=not options["no_start"],
+        wait=Wait(str(options["wait"])),
+        timeout_s=float(str(options["timeout"])),
+    )
+
+
+def _read_keys(options: dict[str, object]) -> tuple[str, ...]:
+    from hvctl.access import keys
+
+    return keys.find_public_keys(options["ssh_keys"])  # type: ignore[arg-type]
+
+
+def _read_user_data(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise NotFound(f"cannot read the user data {str(path)!r}: {error.strerror}", hint="--user-data FILE") from error
+    if not content:
+        raise UsageError(f"the user data {str(path)!r} is empty", hint="leave --user-data away")
+    return content
+
+
+def _build_missing(app: App, image: str) -> None:
+    from hvctl import images
+    from hvctl.rootfs import published
+
+    if published.find_image(app.host, image) is None:
+        with app.progress() as events:
+            events(Note(image, "there is no such image yet: building it"))
+            images.build(app.host, images.parse_request(image), events)

@@ -1,0 +1,99 @@
+"""How instances look: stable JSON field names for programs, columns for people."""
+
+from __future__ import annotations
+
+import datetime
+
+from hvctl.model import Instance
+from hvctl.units import format_duration, format_size
+
+LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
+
+
+def as_json(instance: Instance) -> dict[str, object]:
+    """An instance for programs. Names here are part of the interface: add, never rename."""
+    record, live, spec = instance.record, instance.live, instance.record.spec
+    return {
+        "name": record.name,
+        "mode": record.mode.value,
+        "state": instance.state.value,
+        "cause": live.cause,
+        "uuid": str(record.uuid),
+        "image": spec.image,
+        "image_id": record.image_id,
+        "cpus": live.cpus,
+        "memory_bytes": live.memory_bytes,
+        "disk_bytes": spec.disk_bytes,
+        "address": record.address,
+        "mac": record.mac,
+        "network": record.network,
+        "user": record.login_user,
+        "host_key": record.host_key,
+        "accelerator": record.accelerator.value if record.accelerator else None,
+        "kernel": record.kernel_release,
+        "template": spec.template,
+        "variables": dict(spec.variables),
+        "autostart": live.is_autostart,
+        "created_at": record.created_at,
+        "labels": dict(record.labels),
+        "asked": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "autostart": spec.autostart},
+        "pending": {"verb": record.pending.verb, "step": record.pending.step} if record.pending else None,
+    }
+
+
+def as_row(instance: Instance) -> tuple[str, ...]:
+    """An instance as a line of `list`."""
+    record, live = instance.record, instance.live
+    return (
+        record.name,
+        instance.state.value,
+        record.mode.value,
+        record.spec.image,
+        str(live.cpus),
+        format_size(live.memory_bytes),
+        record.address or "-",
+        format_age(record.created_at),
+    )
+
+
+def as_pairs(instance: Instance) -> list[tuple[str, str]]:
+    """An instance as the lines of `show`; where what was asked and what is differ, both."""
+    record, live, spec = instance.record, instance.live, instance.record.spec
+    state = f"{instance.state.value} ({live.cause})" if live.cause else instance.state.value
+    if record.pending:
+        state = f"incomplete: {record.pending.verb} stopped at {record.pending.step!r}; next: hvctl gc"
+    return [
+        ("name", record.name),
+        ("state", state),
+        ("mode", record.mode.value),
+        ("image", f"{spec.image} ({record.image_id[:12]})"),
+        ("cpus", _both(str(live.cpus), str(spec.cpus))),
+        ("memory", _both(format_size(live.memory_bytes), format_size(spec.memory_bytes))),
+        ("disk", format_size(spec.disk_bytes) if spec.disk_bytes else ""),
+        ("address", record.address),
+        ("mac", record.mac),
+        ("network", record.network),
+        ("login", f"{record.login_user}@{record.address}" if record.address else record.login_user),
+        ("host key", record.host_key),
+        ("accelerator", record.accelerator.value if record.accelerator else ""),
+        ("kernel", record.kernel_release),
+        ("template", spec.template),
+        ("variables", " ".join(f"{key}={value}" for key, value in spec.variables)),
+        ("autostart", _both("yes" if live.is_autostart else "no", "yes" if spec.autostart else "no")),
+        ("created", f"{record.created_at} ({format_age(record.created_at)} ago)"),
+        ("uuid", str(record.uuid)),
+        ("labels", " ".join(f"{key}={value}" for key, value in record.labels)),
+    ]
+
+
+def format_age(created_at: str) -> str:
+    """How long ago a time stamp is: `5m02s`, `3d`."""
+    try:
+        then = datetime.datetime.fromisoformat(created_at)
+    except ValueError:
+        return "-"
+    return format_duration(max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds()))
+
+
+def _both(live: str, asked: str) -> str:
+    return live if live == asked else f"{live} now (asked: {asked})"

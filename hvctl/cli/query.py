@@ -1,0 +1,66 @@
+"""`hvctl list`, `show` and `logs`."""
+
+from __future__ import annotations
+
+import click
+
+from hvctl.cli.app import App, output_options
+from hvctl.cli.present import LIST_COLUMNS, as_json, as_pairs, as_row
+
+
+@click.command("list")
+@output_options
+def list_(app: App) -> None:
+    """List instances, from libvirt alone.
+
+    Example: hvctl list --json
+    """
+    from hvctl.instances import query
+
+    instances = query.list_instances(app.host)
+
+    def for_people() -> None:
+        if instances:
+            app.print_table(LIST_COLUMNS, [as_row(instance) for instance in instances])
+        else:
+            click.echo("no instances yet; next: hvctl create NAME", err=True)
+
+    app.print_result([as_json(instance) for instance in instances], for_people)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--xml", is_flag=True, help="Print libvirt's definition instead.")
+@output_options
+def show(app: App, name: str, xml: bool) -> None:
+    """Show everything about one instance.
+
+    Example: hvctl show web
+    """
+    from hvctl.instances import query
+
+    instance = query.get(app.host, name)
+    if xml:
+        click.echo(query.get_xml(app.host, instance), nl=False)
+        return
+    app.print_result(as_json(instance), lambda: app.print_pairs(as_pairs(instance)))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--lines", "-n", type=click.IntRange(1), default=None, help="Only the last ones.")
+@output_options
+def logs(app: App, name: str, lines: int | None) -> None:
+    """Print what an instance wrote to its serial console.
+
+    Example: hvctl logs web -n 50
+    """
+    from hvctl.instances import query
+
+    found = query.read_console(app.host, query.get(app.host, name), lines=lines or 0)
+
+    def for_people() -> None:
+        for line in found:
+            click.echo(line)
+
+    app.print_result({"name": name, "lines": list(found)}, for_people)

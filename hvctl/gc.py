@@ -1,0 +1,106 @@
+"""Collecting what crashes left: unfinished changes are finished or undone, dead building directories removed.
+
+Never guesses: stops with exit 8 unless both drivers answered, and a root or directory that no record names is listed
+and kept unless `orphans` is said: an unloadable driver must never turn data into rubbish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvctl.errors import HvctlError, WrongState
+from hvctl.events import Note, Sink, ignore
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.instances import query
+from hvctl.instances.recovery import settle
+from hvctl.model import Instance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """One thing that was found: what, what was (or would be) done, and why not if it was not."""
+
+    what: str
+    action: str
+    is_done: bool
+
+
+def collect(
+    host: Host, *, dry_run: bool = False, orphans: bool = False, events: Sink = ignore
+) -> tuple[Collected, ...]:
+    """Settle every interrupted change whose process is gone; list, or with `orphans` remove, what nobody owns.
+
+    A second call finds nothing to do. Raises HostError unless both drivers answered.
+    """
+    host.require_root("gc")
+    instances = host.instances()
+    found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
+    found += _collect_building(host, dry_run)
+    found += _collect_orphans(host, remove=orphans and not dry_run)
+    for item in found:
+        events(Note("", f"{item.what}: {item.action}"))
+    return tuple(found)
+
+
+def _settle(host: Host, instance: Instance, dry_run: bool) -> Collected:
+    name, pending = instance.name, instance.record.pending
+    assert pending is not None
+    what = f"instance {name}"
+    if dry_run:
+        return Collected(what=what, action=f"would settle {pending.verb} (at {pending.step})", is_done=False)
+    try:
+        with host.lock(name):
+            current = query.find(host, name)
+            if current is None or current.record.pending is None:
+                return Collected(what=what, action="was settled meanwhile", is_done=True)
+            return Collected(what=what, action=settle(host, current.record), is_done=True)
+    except WrongState:
+        return Collected(what=what, action=f"left alone: {pending.verb} is under way", is_done=False)
+    except HvctlError as error:
+        return Collected(what=what, action=f"failed: {error.message}", is_done=False)
+
+
+def _collect_building(host: Host, dry_run: bool) -> list[Collected]:
+    """Building directories whose lock is free: their process is gone."""
+    found = []
+    for name in host.shell.call(files.list_names, host.store.building):
+        if host.is_busy(f"building-{name}"):
+            continue
+        if not dry_run:
+            host.shell.call(files.remove, host.store.building / name)
+        found.append(
+            Collected(what=f"building {name}", action="would be removed" if dry_run else "removed", is_done=not dry_run)
+        )
+    return found
+
+
+def _collect_orphans(host: Host, *, remove: bool) -> list[Collected]:
+    """Layers and instance directories that no record names, neither in libvirt nor in a copy in the store."""
+    found = []
+    for path in list_orphans(host):
+        if remove:
+            host.shell.call(files.remove, path)
+        found.append(
+            Collected(
+                what=str(path),
+                action="removed" if remove else "belongs to nobody; kept (--orphans removes it)",
+                is_done=remove,
+            )
+        )
+    return found
+
+
+def list_orphans(host: Host) -> list[Path]:
+    """Paths in the store that no instance owns. An instance that only the store's copy knows still owns its files."""
+    from hvctl.instances.recovery import list_lost
+
+    records = [instance.record for instance in host.instances()] + list_lost(host)
+    owned = {str(record.uuid) for record in records} | {layer for record in records for layer in record.layers}
+    return [
+        folder / name
+        for folder in (host.store.instances, host.store.layers)
+        for name in host.shell.call(files.list_names, folder)
+        if name not in owned
+    ]

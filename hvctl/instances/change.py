@@ -1,0 +1,189 @@
+"""Changing what an instance is: its name, CPUs, memory, autostart, kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from xml.etree import ElementTree
+
+from hvctl import identity, operation
+from hvctl.backends import get_backend
+from hvctl.errors import AlreadyExists, HvctlError, UsageError, WrongState
+from hvctl.events import Sink, ignore
+from hvctl.host import Host
+from hvctl.instances import effects, query
+from hvctl.libvirtapi import domains, networks
+from hvctl.model import Instance, Mode, PendingOperation, Record, State
+from hvctl.operation import Operation, Step, Verb
+
+
+def _arguments(record: Record) -> dict[str, str]:
+    return dict(record.pending.arguments) if record.pending else {}
+
+
+def _move_reservation(host: Host, record: Record, name: str) -> None:
+    with host.lock(f"network-{record.network}", timeout_s=30):
+        networks.rename_reservation(host.connection(record.mode), record.network, mac=record.mac, name=name)
+
+
+def _write_name(host: Host, record: Record) -> None:
+    get_backend(record.mode).write_name(host, record)
+
+
+RENAME = Verb(
+    name="rename",
+    steps=(
+        Step(
+            name="address",
+            undo=lambda host, record: _move_reservation(host, record, _arguments(record)["from"]),
+            redo=lambda host, record: _move_reservation(host, record, _arguments(record)["to"]),
+        ),
+        Step(name="rename"),
+        Step(name="name", redo=_write_name),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="rename",
+    has_committed=lambda record: record.name == _arguments(record)["to"],
+)
+
+SET = Verb(
+    name="set",
+    steps=(
+        Step(name="define"),
+        Step(name="autostart", redo=effects.apply_autostart),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What `set` is asked to change; None leaves it."""
+
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    is_autostart: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """One field that was changed: its name, new value, and whether that holds now or from the next start."""
+
+    field: str
+    value: str
+    is_live: bool
+
+
+def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
+    """Give a stopped instance another name: libvirt, DNS and the guest's host name follow, files stay where they are.
+
+    Raises WrongState while it runs, AlreadyExists for a taken name.
+    """
+    host.require_root("rename")
+    identity.check_name(new)
+    if new == old:
+        raise UsageError(f"{old!r} is already its name")
+    with host.lock(old), host.lock(new):
+        instance = query.get_complete(host, old)
+        if instance.state not in (State.STOPPED, State.CRASHED):
+            raise WrongState(f"cannot rename {old!r}: it is {instance.state}", hint=f"hvctl stop {old}")
+        if _is_taken(host, new):
+            raise AlreadyExists(f"there is already an instance {new!r}", hint="choose another name")
+        record = replace(
+            instance.record,
+            pending=PendingOperation(verb=RENAME.name, step="", arguments=(("from", old), ("to", new))),
+        )
+        with operation.begin(host, RENAME, record, _claim_existing(host), events) as change:
+            with change.step("address"):
+                _move_reservation(host, record, new)
+            with change.step("rename"):
+                get_backend(record.mode).rename(host, change.record, new)
+            change.record = replace(change.record, spec=replace(change.record.spec, name=new))
+            _redo_after(change, "rename")
+        return query.get(host, new)
+
+
+def set_(host: Host, name: str, changes: Changes, events: Sink = ignore) -> tuple[Changed, ...]:
+    """Change what was asked, in the definition and, where the running guest can follow, at once.
+
+    Raises InvalidSpec for an impossible value, before anything is changed.
+    """
+    host.require_root("set")
+    with host.lock(name):
+        instance = query.get_complete(host, name)
+        spec = instance.record.spec
+        spec = replace(
+            spec,
+            cpus=changes.cpus or spec.cpus,
+            memory_bytes=changes.memory_bytes or spec.memory_bytes,
+            autostart=spec.autostart if changes.is_autostart is None else changes.is_autostart,
+        )
+        record = replace(instance.record, spec=spec)
+        get_backend(record.mode).check_size(spec)
+        domain = domains.get(host.connection(record.mode), record.uuid)
+        xml = _resize(domains.get_xml(domain), record)
+        with operation.begin(host, SET, record, _claim_existing(host), events) as change:
+            change.commit("define", xml)
+            _redo_after(change, "define")
+        return _report(host, instance, changes, domain)
+
+
+def _report(host: Host, before: Instance, changes: Changes, domain: object) -> tuple[Changed, ...]:
+    """Try each change on the running guest; what it cannot follow waits for the next start."""
+    done = []
+    is_off = before.state in (State.STOPPED, State.CRASHED)
+    for field, value, shown, apply in (
+        ("cpus", changes.cpus, str(changes.cpus), domains.set_vcpus),
+        ("memory", changes.memory_bytes, f"{changes.memory_bytes} bytes", domains.set_memory),
+    ):
+        if value is not None:
+            done.append(Changed(field=field, value=shown, is_live=is_off or _try_live(apply, domain, value)))
+    if changes.is_autostart is not None:
+        done.append(Changed(field="autostart", value="on" if changes.is_autostart else "off", is_live=True))
+    return tuple(done)
+
+
+def _try_live(apply: Callable[[object, int], None], domain: object, value: int) -> bool:
+    try:
+        apply(domain, value)
+    except HvctlError:
+        return False
+    return True
+
+
+def _resize(xml: str, record: Record) -> str:
+    """The definition with other sizes; everything else in it, also what somebody changed by virsh, stays."""
+    domain = ElementTree.fromstring(xml)
+    for tag, text in (("vcpu", record.spec.cpus), ("memory", record.spec.memory_bytes // 1024)):
+        element = domain.find(tag)
+        if element is not None:
+            element.text = str(text)
+            element.attrib.pop("current", None)
+            if tag == "memory":
+                element.set("unit", "KiB")
+    current = domain.find("currentMemory")
+    if current is not None:
+        domain.remove(current)
+    return ElementTree.tostring(domain, encoding="unicode")
+
+
+def _claim_existing(host: Host) -> Callable[[Record], object]:
+    """A claim on an instance that is there: the intent is written into its record."""
+
+    def claim(record: Record) -> object:
+        domain = domains.get(host.connection(record.mode), record.uuid)
+        operation.write_record(host, domain, record)
+        return domain
+
+    return claim
+
+
+def _redo_after(change: Operation, committed: str) -> None:
+    for step in change.verb.steps[change.verb.index(committed) :]:
+        with change.step(step.name):
+            step.redo(change.host, change.record)
+
+
+def _is_taken(host: Host, name: str) -> bool:
+    return any(domains.find(host.connection(mode), name) is not None for mode in Mode)

@@ -1,0 +1,173 @@
+"""Making an instance from an image: plan and check everything, then do it step by step."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
+
+from hvctl import accel, identity, metadata, operation, templates
+from hvctl.backends import Secrets, get_backend
+from hvctl.errors import AlreadyExists, InvalidSpec
+from hvctl.events import Note, Sink, ignore
+from hvctl.host import Host
+from hvctl.instances import effects, lifecycle, query
+from hvctl.instances.recovery import settle
+from hvctl.libvirtapi import domains, networks
+from hvctl.model import Image, Instance, Record, Spec, Wait
+from hvctl.operation import Step, Verb
+from hvctl.rootfs import published
+
+CREATE = Verb(
+    name="create",
+    steps=(
+        Step(name="address", undo=effects.release_address),
+        Step(name="files", undo=effects.discard_files),
+        Step(name="root", undo=effects.discard_root),
+        Step(name="define"),
+        Step(name="autostart", redo=effects.apply_autostart),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+    abandon=effects.undefine,
+)
+
+_USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `create` is asked for beyond the spec."""
+
+    spec: Spec
+    authorized_keys: tuple[str, ...] = ()
+    """Public key lines that may log in; checked by `identity.check_public_key`."""
+    user_data: bytes = field(default=b"", repr=False)
+    require_kvm: bool = False
+    start: bool = True
+    wait: Wait = Wait.SSH
+    timeout_s: float = 180.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request that was checked: everything that is needed to do it."""
+
+    record: Record
+    image: Image
+    template: templates.Template
+    secrets: Secrets
+    accelerator_note: str
+
+
+def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
+    """Make an instance and, unless told otherwise, start it and wait until it answers.
+
+    Raises AlreadyExists for a taken name, NotFound for an unknown image or template, InvalidSpec, HostError, TimedOut.
+    Until it is complete a failure leaves nothing; after that (a start that fails) it leaves a stopped instance.
+    """
+    host.require_root("create")
+    plan = make_plan(host, request)
+    name = request.spec.name
+    with host.lock(name):
+        _claim_name(host, name)
+        events(Note(name, plan.accelerator_note))
+        _build(host, plan, events)
+        if request.start:
+            lifecycle.start_locked(host, query.get_complete(host, name))
+    instance = query.get(host, name)
+    if request.start:
+        lifecycle.wait_after_start(host, instance, request.wait, request.timeout_s, events)
+    return instance
+
+
+def make_plan(host: Host, request: Request) -> Plan:
+    """Check a request against image, template and host. Changes nothing."""
+    spec = request.spec
+    identity.check_name(spec.name)
+    backend = get_backend(spec.mode)
+    image = published.get_image(host, spec.image)
+    template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
+    _check_user_data(request.user_data)
+    accelerator, reason = accel.choose(host, spec.accel, require_kvm=request.require_kvm)
+    key = identity.new_host_key()
+    uuid = uuid4()
+    record = Record(
+        uuid=uuid,
+        spec=spec,
+        store=host.store.root,
+        image_id=image.id,
+        layers=(str(uuid4()),),
+        network=host.config.network,
+        mac=identity.new_mac(),
+        login_user=image.login_user,
+        host_key=key.public,
+        authorized_keys=request.authorized_keys,
+        accelerator=accelerator,
+        provision=image.provision,
+        kernel_release=image.kernel_release if image.kernel else "",
+        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    backend.check(host, record, image)
+    secrets = Secrets(host_key=key.private, user_data=request.user_data)
+    plan = Plan(
+        record=record, image=image, template=template, secrets=secrets, accelerator_note=f"accelerator {reason}"
+    )
+    format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
+    return plan
+
+
+def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:
+    """The domain's XML as it would be defined, record included."""
+    record = record or plan.record
+    backend = get_backend(record.mode)
+    values = backend.format_values(host, record, plan.image)
+    xml = templates.render(plan.template, values, dict(record.spec.variables))
+    return metadata.embed(backend.finish_xml(host, record, plan.image, xml), record)
+
+
+def _check_user_data(user_data: bytes) -> None:
+    if len(user_data) > _USER_DATA_LIMIT_BYTES:
+        raise InvalidSpec("the user data is larger than 16 MiB", hint="let it fetch what is large")
+    if user_data and not user_data.startswith((b"#", b"Content-Type:", b"MIME-Version:", b"\x1f\x8b")):
+        raise InvalidSpec(
+            "the user data is nothing that cloud-init knows", hint="let it begin with '#cloud-config' or '#!/bin/sh'"
+        )
+
+
+def _claim_name(host: Host, name: str) -> None:
+    """Make sure that the name is free; what a crash left under it is undone or finished first."""
+    existing = query.find(host, name)
+    if existing is not None and existing.record.pending is not None:
+        settle(host, existing.record)
+        existing = query.find(host, name)
+    if existing is not None:
+        raise AlreadyExists(
+            f"there is already an instance {name!r} ({existing.state})",
+            hint=f"choose another name, or: hvctl delete {name}",
+        )
+
+
+def _build(host: Host, plan: Plan, events: Sink) -> None:
+    backend = get_backend(plan.record.mode)
+    connection = host.connection(plan.record.mode)
+
+    def claim(record: Record) -> object:
+        return domains.define(connection, metadata.embed(backend.format_stub(record), record))
+
+    with operation.begin(host, CREATE, plan.record, claim, events) as change:
+        with change.step("address"):
+            change.record = replace(change.record, address=_reserve(host, change.record))
+        with change.step("files"):
+            backend.create_files(host, change.record, plan.image, plan.secrets)
+        with change.step("root"):
+            backend.create_root(host, change.record, plan.image)
+        change.commit("define", format_xml(host, plan, change.record))
+        for step in CREATE.steps[CREATE.index("define") :]:
+            with change.step(step.name):
+                step.redo(host, change.record)
+
+
+def _reserve(host: Host, record: Record) -> str:
+    with host.lock(f"network-{record.network}", timeout_s=30):
+        return networks.reserve(host.connection(record.mode), record.network, name=record.name, mac=record.mac)

@@ -1,0 +1,156 @@
+"""Starting, stopping, pausing and deleting."""
+
+from __future__ import annotations
+
+from hvctl import operation
+from hvctl.errors import TimedOut, WrongState
+from hvctl.events import Sink, Stage, ignore
+from hvctl.host import Host
+from hvctl.instances import effects, query, wait
+from hvctl.instances.recovery import settle
+from hvctl.libvirtapi import domains, networks
+from hvctl.model import Instance, Record, State, Wait
+from hvctl.operation import CLAIM, Step, Verb
+
+DELETE = Verb(
+    name="delete",
+    steps=(
+        Step(name="stop", redo=effects.kill),
+        Step(name="root", redo=effects.discard_root),
+        Step(name="files", redo=effects.discard_files),
+        Step(name="address", redo=effects.release_address),
+        Step(name="undefine", redo=effects.undefine),
+    ),
+    commit=CLAIM,
+    removes_domain=True,
+)
+
+STOP_TIMEOUT_S = 60.0
+
+
+def start(
+    host: Host, name: str, *, goal: Wait = Wait.SSH, timeout_s: float = wait.DEFAULT_TIMEOUT_S, events: Sink = ignore
+) -> bool:
+    """Start and wait until the guest answers; False when it was running already.
+
+    Raises NotFound, WrongState, TimedOut with the stage it is stuck at.
+    """
+    with host.lock(name):
+        instance = query.get_complete(host, name)
+        is_new = instance.state is not State.RUNNING
+        if instance.state is State.PAUSED:
+            raise WrongState(f"{name!r} is paused", hint=f"hvctl resume {name}")
+        if is_new:
+            start_locked(host, instance)
+    wait_after_start(host, instance, goal, timeout_s, events)
+    return is_new
+
+
+def start_locked(host: Host, instance: Instance) -> None:
+    """Start while the caller holds the lock; does not wait."""
+    connection = host.connection(instance.record.mode)
+    networks.ensure_active(connection, instance.record.network)
+    domains.start(domains.get(connection, instance.record.uuid))
+
+
+def wait_after_start(host: Host, instance: Instance, goal: Wait, timeout_s: float, events: Sink) -> None:
+    """Wait for a guest that was just started."""
+    wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events)
+
+
+def stop(
+    host: Host, name: str, *, timeout_s: float = STOP_TIMEOUT_S, force: bool = False, events: Sink = ignore
+) -> bool:
+    """Ask the guest to power off and wait for it, or kill it with `force`; False when it was off already.
+
+    Raises TimedOut with the guest still running.
+    """
+    with host.lock(name):
+        instance = query.get_complete(host, name)
+        connection = host.connection(instance.record.mode)
+        domain = domains.get(connection, instance.record.uuid)
+        if instance.state in (State.STOPPED, State.CRASHED):
+            return False
+        if force:
+            domains.kill(domain)
+            return True
+        if instance.state is State.PAUSED:
+            raise WrongState(f"{name!r} is paused and cannot shut down", hint=f"hvctl resume {name}, or stop --force")
+        events(Stage(name, "shutdown"))
+        try:
+            domains.shut_down(connection, domain, timeout_s=timeout_s)
+        except TimedOut as error:
+            error.hint = f"wait longer with --timeout, or: hvctl stop --force {name}"
+            raise
+        return True
+
+
+def restart(
+    host: Host,
+    name: str,
+    *,
+    goal: Wait = Wait.SSH,
+    timeout_s: float = wait.DEFAULT_TIMEOUT_S,
+    force: bool = False,
+    events: Sink = ignore,
+) -> None:
+    """Stop and start again; a stopped one is just started. The definition of the next start takes effect."""
+    stop(host, name, force=force, events=events)
+    start(host, name, goal=goal, timeout_s=timeout_s, events=events)
+
+
+def pause(host: Host, name: str) -> bool:
+    """Freeze in memory; False when it was paused already."""
+    with host.lock(name):
+        instance = query.get_complete(host, name)
+        if instance.state is State.PAUSED:
+            return False
+        if instance.state is not State.RUNNING:
+            raise WrongState(f"{name!r} is {instance.state}", hint=f"hvctl start {name}")
+        domains.pause(domains.get(host.connection(instance.record.mode), instance.record.uuid))
+        return True
+
+
+def resume(host: Host, name: str) -> bool:
+    """Let a paused instance go on; False when it was running.
+
+    Raises WrongState, with the cause, when it pauses again at once (a disk that is still full).
+    """
+    with host.lock(name):
+        instance = query.get_complete(host, name)
+        if instance.state is State.RUNNING:
+            return False
+        if instance.state is not State.PAUSED:
+            raise WrongState(f"{name!r} is {instance.state}, not paused", hint=f"hvctl start {name}")
+        domains.resume(domains.get(host.connection(instance.record.mode), instance.record.uuid))
+        return True
+
+
+def delete(host: Host, name: str, events: Sink = ignore) -> None:
+    """Delete an instance, running or not, with everything that its record says is its own, and nothing else.
+
+    From the first effect on it can only be finished: the same command, or `hvctl gc`, goes on where a crash stopped it.
+    """
+    host.require_root("delete")
+    with host.lock(name):
+        instance = query.get(host, name)
+        if instance.record.pending is not None:
+            settle(host, instance.record)
+            remaining = query.find(host, name)
+            if remaining is None:
+                return
+            instance = remaining
+        _delete_locked(host, instance.record, events)
+
+
+def _delete_locked(host: Host, record: Record, events: Sink) -> None:
+    domain = domains.get(host.connection(record.mode), record.uuid)
+
+    def claim(claimed: Record) -> object:
+        operation.write_record(host, domain, claimed)
+        return domain
+
+    with operation.begin(host, DELETE, record, claim, events) as change:
+        for step in DELETE.steps:
+            with change.step(step.name):
+                step.redo(host, change.record)

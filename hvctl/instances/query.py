@@ -1,0 +1,97 @@
+"""Finding instances: from libvirt alone, on both drivers."""
+
+from __future__ import annotations
+
+from hvctl import metadata
+from hvctl.errors import HvctlError, NotFound, NotManaged, WrongState
+from hvctl.host import Host
+from hvctl.libvirtapi import domains
+from hvctl.model import Endpoint, Instance, Mode, State
+
+
+def list_instances(host: Host) -> list[Instance]:
+    """All instances by name. Raises HostError unless both drivers answered."""
+    return host.instances()
+
+
+def find(host: Host, name: str) -> Instance | None:
+    """The instance of this name on either driver, or None.
+
+    Raises NotManaged when the name is a domain that hvctl did not make, or one of another store.
+    """
+    for mode in Mode:
+        domain = domains.find(host.connection(mode), name)
+        if domain is None:
+            continue
+        listed = domains.describe(domain)
+        record = metadata.find(listed.xml)
+        if record is None:
+            raise NotManaged(
+                f"{name!r} is a {mode} that hvctl did not make", hint="hvctl leaves it alone; manage it with virsh"
+            )
+        if record.store != host.store.root:
+            raise NotManaged(
+                f"{name!r} belongs to another store, {str(record.store)!r}",
+                hint=f"HVCTL_STORE={record.store} hvctl ...",
+            )
+        return Instance(record=record, live=listed.live)
+    return None
+
+
+def get(host: Host, name: str) -> Instance:
+    """The instance of this name. Raises NotFound, NotManaged."""
+    instance = find(host, name)
+    if instance is None:
+        raise NotFound(f"there is no instance {name!r}", hint="see which there are: hvctl list")
+    return instance
+
+
+def get_complete(host: Host, name: str) -> Instance:
+    """The instance of this name, refused with WrongState when an unfinished change is on it."""
+    instance = get(host, name)
+    if instance.record.pending is not None:
+        verb = instance.record.pending.verb
+        if host.is_busy(name):
+            raise WrongState(f"{name!r} is being changed right now ({verb})", hint="wait until that has ended")
+        raise WrongState(f"{name!r} is incomplete: {verb!r} was interrupted", hint="finish or undo it: hvctl gc")
+    return instance
+
+
+def get_running(host: Host, name: str) -> Instance:
+    """The instance of this name, refused with WrongState unless it runs."""
+    instance = get_complete(host, name)
+    if instance.state is State.RUNNING:
+        return instance
+    hints = {State.PAUSED: f"hvctl resume {name}"}
+    raise WrongState(f"{name!r} is {instance.state}", hint=hints.get(instance.state, f"hvctl start {name}"))
+
+
+def get_endpoint(host: Host, name: str, *, user: str = "") -> Endpoint:
+    """Where and with which host key ssh reaches a running instance."""
+    return endpoint_of(get_running(host, name), user=user)
+
+
+def endpoint_of(instance: Instance, *, user: str = "") -> Endpoint:
+    """The way into an instance."""
+    record = instance.record
+    return Endpoint(
+        instance=record.name, address=record.address, user=user or record.login_user, host_key=record.host_key
+    )
+
+
+def get_xml(host: Host, instance: Instance) -> str:
+    """libvirt's definition of an instance for its next start."""
+    return domains.get_xml(domains.get(host.connection(instance.record.mode), instance.record.uuid))
+
+
+def read_console(host: Host, instance: Instance, *, lines: int = 0) -> tuple[str, ...]:
+    """The last lines of the boot log (0: all); empty where there is none or this user may not read it."""
+    from hvctl.hostside import files
+
+    path = host.store.console_log(instance.record.uuid)
+    try:
+        content = host.shell.call(files.read_tail, path, limit_bytes=1024**2 if lines == 0 else 64 * 1024)
+    except HvctlError:
+        return ()
+    shown = tuple(line.rstrip("\r") for line in content.decode(errors="replace").splitlines() if line.strip())
+    return shown[-lines:]

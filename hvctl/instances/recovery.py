@@ -1,0 +1,79 @@
+"""Finishing or undoing what a crash left, and bringing back what libvirt has forgotten."""
+
+from __future__ import annotations
+
+from hvctl import metadata, operation
+from hvctl.errors import AlreadyExists, HvctlError, NotFound, Unsupported
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.libvirtapi import domains, networks
+from hvctl.model import Mode, Record
+from hvctl.operation import Verb
+
+
+def verbs() -> dict[str, Verb]:
+    """Every verb that changes an instance, by name. A new one is registered here; the crash tests walk this table."""
+    from hvctl.instances.change import RENAME, SET
+    from hvctl.instances.create import CREATE
+    from hvctl.instances.lifecycle import DELETE
+
+    return {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET)}
+
+
+def settle(host: Host, record: Record) -> str:
+    """Finish or undo the pending change of one record; the caller holds its lock. Says what it did: `undid create`.
+
+    Raises Unsupported for a verb that this version does not know.
+    """
+    assert record.pending is not None
+    verb = verbs().get(record.pending.verb)
+    if verb is None or record.pending.step not in verb.step_names():
+        raise Unsupported(
+            f"{record.name!r} is in the middle of {record.pending.verb!r}, which this hvctl does not know",
+            hint="use the hvctl that began it",
+        )
+    if verb.is_committed(record):
+        operation.roll_forward(host, verb, record)
+        return f"finished {verb.name}"
+    operation.roll_back(host, verb, record)
+    return f"undid {verb.name}"
+
+
+def list_lost(host: Host) -> list[Record]:
+    """Records of definitions in the store whose domain libvirt no longer has, by name."""
+    known = {instance.record.uuid for instance in host.instances()}
+    lost = []
+    for name in host.shell.call(files.list_names, host.store.instances):
+        path = host.store.instances / name / "domain.xml"
+        if not host.shell.call(files.exists, path):
+            continue
+        record = metadata.find(host.read_text(path))
+        if record is not None and record.uuid not in known:
+            lost.append(record)
+    return sorted(lost, key=lambda record: record.name)
+
+
+def recover(host: Host, name: str) -> Record:
+    """Define an instance again from its copy in the store, with its data, keys and address.
+
+    Raises NotFound when the store has no such copy, AlreadyExists when the name is in use.
+    """
+    host.require_root("recover")
+    with host.lock(name):
+        record = next((record for record in list_lost(host) if record.name == name), None)
+        if record is None:
+            raise NotFound(f"the store has no lost instance {name!r}", hint="see which it has: hvctl host recover")
+        for mode in Mode:
+            if domains.find(host.connection(mode), name) is not None:
+                raise AlreadyExists(
+                    f"there is already a domain {name!r}", hint=f"rename that one first: hvctl rename {name}"
+                )
+        connection = host.connection(record.mode)
+        networks.reserve(connection, record.network, name=name, mac=record.mac, address=record.address)
+        xml = host.read_text(host.store.definition(record.uuid))
+        try:
+            domains.define(connection, xml)
+        except HvctlError:
+            networks.release(connection, record.network, mac=record.mac)
+            raise
+        return record

@@ -1,0 +1,100 @@
+"""Waiting for a guest in named stages: kernel, network, ssh (or agent); on a timeout, which one, why, and the console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from hvctl.access import agent
+from hvctl.access.banner import Reach, probe
+from hvctl.errors import GuestFailed, HvctlError, TimedOut
+from hvctl.events import Sink, Stage
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.instances import query
+from hvctl.libvirtapi import domains
+from hvctl.model import Instance, Wait
+
+DEFAULT_TIMEOUT_S = 180.0
+_POLL_S = 0.1
+_CONSOLE_LINES = 20
+
+_WHY = {
+    "kernel": "nothing came from the serial console",
+    "network": "its address does not answer",
+    "ssh": "the network answers, but sshd does not",
+    "agent": "the guest agent does not answer",
+}
+
+
+def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, events: Sink) -> None:
+    """Return when the guest has come as far as `goal`.
+
+    Raises TimedOut, or GuestFailed when it powers off meanwhile; the message names the stage and shows the console.
+    """
+    if goal in (Wait.NONE, Wait.RUNNING):
+        return
+    deadline_s = time.monotonic() + timeout_s
+    domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
+    stages = _agent_stages(domain) if goal is Wait.AGENT else _ssh_stages(host, instance)
+    current, checked_s = "", time.monotonic()
+    for stage in stages:
+        if stage != current:
+            current = stage
+            events(Stage(instance.name, stage))
+        now_s = time.monotonic()
+        if now_s >= deadline_s:
+            raise _timed_out(host, instance, stage, timeout_s)
+        if now_s - checked_s > 1:
+            checked_s = now_s
+            if not domains.is_active(domain):
+                raise _went_off(host, instance, stage)
+        host.pause(_POLL_S)
+
+
+def _ssh_stages(host: Host, instance: Instance) -> Iterator[str]:
+    """The stage it is in, again and again, until sshd has sent its banner."""
+    log = host.store.console_log(instance.record.uuid)
+    has_kernel = False
+    while True:
+        reach = probe(query.endpoint_of(instance))
+        if reach is Reach.BANNER:
+            return
+        has_kernel = has_kernel or reach is not Reach.NOTHING or host.shell.call(files.size, log) > 0
+        if reach is Reach.NOTHING:
+            yield "network" if has_kernel else "kernel"
+        else:
+            yield "ssh"
+
+
+def _agent_stages(domain: object) -> Iterator[str]:
+    while True:
+        try:
+            agent.ping(domain, timeout_s=2)
+        except HvctlError:
+            yield "agent"
+        else:
+            return
+
+
+def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float) -> TimedOut:
+    return TimedOut(
+        _with_console(
+            host,
+            instance,
+            f"{instance.name!r} did not come up within {timeout_s:g} s: stuck at {stage!r}, {_WHY[stage]}",
+        ),
+        hint=f"it is still running; look at it: hvctl console {instance.name}",
+    )
+
+
+def _went_off(host: Host, instance: Instance, stage: str) -> GuestFailed:
+    return GuestFailed(
+        _with_console(host, instance, f"{instance.name!r} powered off while waiting for {stage!r}"),
+        hint=f"hvctl logs {instance.name}",
+    )
+
+
+def _with_console(host: Host, instance: Instance, message: str) -> str:
+    lines = query.read_console(host, instance, lines=_CONSOLE_LINES)
+    return "\n".join([message, *lines]) if lines else f"{message} (no console output)"
