@@ -288,8 +288,9 @@ def with_device(device: str) -> tuple[str, ...]:
 
 @pytest.mark.guest
 def test_a_user_without_permission_is_told_so_and_the_verdict_of_root_is_read(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o777)  # so that it is a choice not to keep it
+    for folder in (tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    tmp_path.chmod(0o777)  # so that it is a choice not to keep it
     before = with_device("mknod -m 600 kvm c 1 3")  # it opens, for root, and speaks no KVM
     code = AS_NOBODY.format(run=str(tmp_path))
     assert run_python(code, before=before).startswith("False tcg (software emulation): no kvm: this user (uid 65534)")

@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from typing import TYPE_CHECKING
 
 from hvctl.accel import probe
 from hvctl.errors import HostError, HvctlError, UsageError
-from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.model import AccelChoice, Accelerator, AccelVerdict
+
+if TYPE_CHECKING:
+    from hvctl.host import Host
 
 # Debian, Ubuntu, Arch and openSUSE have the first in the PATH; Fedora's family the second, outside it.
 QEMU_PROGRAMS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
