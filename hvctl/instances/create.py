@@ -90,7 +90,7 @@ def make_plan(host: Host, request: Request) -> Plan:
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
     accelerator, reason = accel.choose(host, spec.accel, require_kvm=request.require_kvm)
-    key = identity.new_host_key()
+    key = identity.new_key_pair()
     uuid = uuid4()
     record = Record(
         uuid=uuid,
