@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hvctl.doctor import (  # the order here is the order of the table
-    accelerator,
-    cgroups,
-    confinement,
-    daemons,
-    filesystem,
-    network,
-    storage,
-    versions,
-)
+from hvctl.doctor import accelerator, cgroups, confinement, daemons, filesystem, network, storage, versions
 from hvctl.doctor.finding import CHECKS, Finding, Verdict, run_check
 from hvctl.host import Host
 
-__all__ = ["Finding", "Verdict", "can_run_vms", "run"]
+__all__ = ["Finding", "Verdict", "can_run_vms", "list_broken", "run"]
 
-_MODULES = (accelerator, daemons, confinement, storage, filesystem, cgroups, network, versions)
+# Importing one of these registers its checks; findings come in this order.
+_THEMES = (accelerator, cgroups, confinement, daemons, filesystem, network, storage, versions)
 
 
 def run(host: Host) -> tuple[Finding, ...]:
@@ -27,6 +19,11 @@ def run(host: Host) -> tuple[Finding, ...]:
     return tuple(run_check(check, host) for check in CHECKS)
 
 
+def list_broken(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The failures that keep every VM from running."""
+    return tuple(finding for finding in findings if finding.is_vital and finding.verdict is Verdict.FAILED)
+
+
 def can_run_vms(findings: Iterable[Finding]) -> bool:
     """Whether a VM can run at all: no check failed that every VM needs."""
-    return not any(finding.is_vital and finding.verdict is Verdict.FAILED for finding in findings)
+    return not list_broken(findings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hvctl import accel
 from hvctl.doctor import guestuser
 from hvctl.doctor.finding import Outcome, check, failed, ok, warning
@@ -39,4 +41,5 @@ def accelerator(host: Host) -> Outcome:
 
 def _loading(finding: str) -> str:
     """The command that may bring KVM, where the processor has what it takes."""
-    return "modprobe -a kvm_amd kvm_intel" if "its kernel module is not loaded" in finding else ""
+    found = re.search(r"module (kvm_\w+) is not loaded", finding)
+    return f"modprobe {found.group(1)}" if found else ""

@@ -71,7 +71,7 @@ def hybrid(host: Host) -> Outcome:
     if tree.kind == "hybrid":
         return warning(
             f"libvirtd (process {process}) sees the hybrid tree, without systemd: no container can start",
-            fix="stop libvirtd, then: hvctl host setup (it starts libvirtd where it does not see that tree)",
+            fix=f"kill {process} && hvctl host setup",
         )
     return ok(f"libvirtd (process {process}) sees {tree.kind}")
 

@@ -59,7 +59,8 @@ def judge_socket(path: Path, facts: tuple[int, str, str], authorisation: str, *,
             "then restart libvirtd",
         )
     if not is_root and not os.access(path, os.W_OK):
-        return failed(f"{known}: this user may not use it", fix=f"usermod -aG {group} USER, and log in again")
+        user = machine.find_user_name(os.geteuid()) or str(os.geteuid())
+        return failed(f"{known}: this user may not use it", fix=f"usermod -aG {group} {user}, and log in again")
     if mode & 0o002:
         return ok(f"{known}: polkit decides for everybody but root")
     return ok(f"{known}: for {owner} and group {group}" if mode & 0o020 else f"{known}: for {owner} alone")
@@ -91,7 +92,7 @@ def _authorisation(host: Host, socket_path: Path) -> str:
 def _restart(host: Host, program: str) -> str:
     name = Path(program).name
     has_systemd = host.shell.call(files.exists, Path("/run/systemd/system"))
-    return f"systemctl restart {name}" if has_systemd else f"stop {name}, then: hvctl host setup"
+    return f"systemctl restart {name}" if has_systemd else f"kill $(cat /run/{name}.pid) && hvctl host setup"
 
 
 def _version(numbers: tuple[int, int, int]) -> str:

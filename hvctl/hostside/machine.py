@@ -64,8 +64,9 @@ def is_emulated() -> bool:
 
 def _read_virtualisation() -> str:
     flags = _read_cpuinfo().partition("\nflags")[2].partition("\n")[0].split()
-    if "svm" in flags or "vmx" in flags:
-        return "the processor has virtualisation, its kernel module is not loaded"
+    for flag, module in (("svm", "kvm_amd"), ("vmx", "kvm_intel")):
+        if flag in flags:
+            return f"the processor has virtualisation, the kernel module {module} is not loaded"
     return "the processor offers no virtualisation"
 
 

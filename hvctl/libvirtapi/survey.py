@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from xml.etree import ElementTree
 
-import libvirt
-
+from hvctl.libvirtapi import networks
 from hvctl.libvirtapi.connection import Connection
-from hvctl.libvirtapi.faults import from_libvirt, in_words
+from hvctl.libvirtapi.faults import in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +27,9 @@ class NetworkFacts:
 
 def find_network(connection: Connection, name: str) -> NetworkFacts | None:
     """The network of this name, or None."""
-    try:
-        network = connection.handle.networkLookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-            return None
-        raise from_libvirt(error, f"cannot look up the network {name!r}") from error
+    network = networks.find(connection, name)
+    if network is None:
+        return None
     with in_words(f"cannot read the network {name!r}"):
         root = ElementTree.fromstring(network.XMLDesc())
         is_active, is_autostart = bool(network.isActive()), bool(network.autostart())
