@@ -56,8 +56,12 @@ def state_after(steps: int) -> int:
 
 
 def _descriptors() -> bytes:
-    """Null, 32-bit code (0x08), data (0x10), 64-bit code (0x18)."""
-    return struct.pack("<4Q", 0, 0x00CF9A000000FFFF, 0x00CF92000000FFFF, 0x00AF9A000000FFFF)
+    """Null, 32-bit code (0x08), data (0x10), 64-bit code (0x18).
+
+    All "accessed" already: the processor would else write that bit here, into read-only memory, and a KVM under
+    emulated SVM repeats that write for ever.
+    """
+    return struct.pack("<4Q", 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
 
 
 def _real_mode() -> bytes:

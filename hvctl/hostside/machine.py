@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import os
+import pwd
 import shutil
+import socket
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,10 +64,62 @@ def is_emulated() -> bool:
 
 def _read_virtualisation() -> str:
     flags = _read_cpuinfo().partition("\nflags")[2].partition("\n")[0].split()
-    if "svm" in flags or "vmx" in flags:
-        return "the processor has virtualisation, its kernel module is not loaded"
+    for flag, module in (("svm", "kvm_amd"), ("vmx", "kvm_intel")):
+        if flag in flags:
+            return f"the processor has virtualisation, the kernel module {module} is not loaded"
     return "the processor offers no virtualisation"
 
 
 def _read_cpuinfo() -> str:
     return Path("/proc/cpuinfo").read_text(errors="replace")
+
+
+def find_user_name(uid: int) -> str:
+    """The name of a user, or an empty string."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+def describe_access(path: Path) -> tuple[int, str, str] | None:
+    """Mode bits, owner and group (names where they have one) of what a path names, or None when it is not there."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    try:
+        group = grp.getgrgid(facts.st_gid).gr_name
+    except KeyError:
+        group = str(facts.st_gid)
+    return stat.S_IMODE(facts.st_mode), find_user_name(facts.st_uid) or str(facts.st_uid), group
+
+
+def connect(path: Path) -> None:
+    """Connect to a unix socket and hang up. Raises OSError when nobody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5)
+        try:
+            connection.connect(os.fspath(path))
+        except OSError as error:
+            raise OSError(error.errno or errno.ETIMEDOUT, error.strerror or str(error), os.fspath(path)) from error
+
+
+def find_text(path: Path) -> str | None:
+    """A small text file, or None when it is not there."""
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def find_nearest(path: Path) -> Path:
+    """The path itself, or the nearest of its parents that exists."""
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def measure_space(path: Path) -> tuple[int, int, int]:
+    """Bytes free for this user, bytes in all, free inodes (-1 where the file system has no such count)."""
+    facts = os.statvfs(path)
+    inodes = facts.f_favail if facts.f_files else -1
+    return facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, inodes
