@@ -1,0 +1,1 @@
+"""Where roots come from: published images, and the sources they are built from."""
