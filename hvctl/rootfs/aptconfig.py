@@ -1,0 +1,86 @@
+"""What a build takes over from the host's apt: where Debian comes from, and how to get there. Nothing else.
+
+apt itself is asked (`apt-get indextargets`, `apt-config dump`), so that one-line and deb822 sources, mirror lists,
+proxies and credentials work as they do for the host. Both results may hold passwords: they go into private files, never
+on a command line, and nothing of them stays in an image.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from hvctl.host import Host
+
+_TIMEOUT_S = 30
+_DEBIAN = "http://deb.debian.org/debian/"
+_SECURITY = "http://deb.debian.org/debian-security/"
+
+_FORMAT = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(LABEL)"
+_SUITE = re.compile(r"(?P<base>[a-z]+)(?P<kind>|-updates|-security|/updates|-backports[a-z-]*)", re.ASCII)
+_CODE_NAMES = frozenset(
+    "buster bullseye bookworm trixie forky sid stable oldstable oldoldstable testing unstable".split()
+)
+# How apt reaches a mirror: proxies, certificates, credentials' files. Not what it does with packages.
+_WAY = re.compile(
+    r"Acquire::(?:(?:http|https|ftp|tor)(?:::|\s)|Retries\b|ForceIPv[46]\b|Queue-Mode\b)"
+    r"|Dir::Etc::netrc(?:parts)?\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One archive that the host's apt uses."""
+
+    uri: str
+    suite: str
+
+
+def find_sources(host: Host) -> tuple[Source, ...]:
+    """The host's archives that are Debian's own, in its order; empty on a host that has none."""
+    done = host.shell.run(
+        ["apt-get", "indextargets", "--format", _FORMAT, "Identifier: Packages"], timeout_s=_TIMEOUT_S, check=False
+    )
+    found = [source for line in done.text.splitlines() if (source := _parse_target(line))]
+    return tuple(dict.fromkeys(found))
+
+
+def format_sources(sources: tuple[Source, ...], suite: str) -> str:
+    """One-line sources for a suite: the same archives as the host's, updates and security where the host has them.
+
+    Debian's own addresses when the host has no Debian archive at all.
+    """
+    wanted: list[tuple[str, str]] = []
+    for source in sources:
+        match = _SUITE.fullmatch(source.suite)
+        kind = match["kind"] if match else ""
+        if not kind.startswith("-backports"):
+            # "/updates" is how security was called up to Debian 10.
+            wanted.append((source.uri, suite + kind.replace("/updates", "-security")))
+    if not any(name == suite for _uri, name in wanted):
+        wanted = [(_DEBIAN, suite), (_DEBIAN, f"{suite}-updates"), (_SECURITY, f"{suite}-security")]
+    return "".join(f"deb {uri} {name} main\n" for uri, name in dict.fromkeys(wanted))
+
+
+def format_options(host: Host) -> str:
+    """The host's settings about reaching mirrors, as an apt.conf file."""
+    done = host.shell.run(["apt-config", "dump", "--format", '%F "%v";%n'], timeout_s=_TIMEOUT_S)
+    lines = [line for line in done.text.splitlines() if _WAY.match(line) and not line.endswith('"";')]
+    # Relative names of these two are meant below /etc/apt of the host.
+    netrc = re.compile(r'(Dir::Etc::netrc(?:parts)?) "(?!/)')
+    return "".join(netrc.sub(r'\1 "/etc/apt/', line) + "\n" for line in lines)
+
+
+def _parse_target(line: str) -> Source | None:
+    fields = line.split("\t")
+    if len(fields) != 4:
+        return None
+    uri, suite, component, label = fields
+    match = _SUITE.fullmatch(suite)
+    if component != "main" or match is None or match["base"] not in _CODE_NAMES:
+        return None
+    # The label is known once the host has fetched the archive's lists; before that, the name of the suite must do.
+    if label not in ("Debian", "Debian-Security", "", "$(LABEL)"):
+        return None
+    return None if any(character.isspace() for character in uri) else Source(uri=uri, suite=suite)
