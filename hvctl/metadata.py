@@ -63,8 +63,15 @@ def find(domain_xml: str) -> Record | None:
 
 
 def format_element(record: Record) -> str:
-    """The record as the XML element that `virDomainSetMetadata` takes."""
-    return ElementTree.tostring(_build(record), encoding="unicode")
+    """The record as the XML element that `virDomainSetMetadata` takes.
+
+    libvirt adds `xmlns:hvctl` itself and fails where it is there already, so ours is the default namespace here.
+    """
+    top = _build(record)
+    for element in top.iter():
+        element.tag = element.tag.removeprefix(_NS)
+    top.set("xmlns", URI)
+    return ElementTree.tostring(top, encoding="unicode")
 
 
 def embed(domain_xml: str, record: Record) -> str:

@@ -45,6 +45,27 @@ class AccelChoice(StrEnum):
     TCG = "tcg"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccelVerdict:
+    """What a trial of KVM found on a host, and the accelerator that follows from it."""
+
+    accelerator: Accelerator
+    is_kvm_present: bool
+    """Whether `/dev/kvm` opened, so that KVM could be tried at all."""
+    finding: str
+    """`64-bit guest code ran at 1.1 ns a step`, `kvm is there but unusable: ...` or `no kvm: ...`."""
+    ns_per_step: float | None = None
+    """Measured time of one step of 64-bit guest code; none when not enough of it ran."""
+    is_lasting: bool = True
+    """Whether it holds for every user of the host, or only for the one who asked."""
+
+    @property
+    def line(self) -> str:
+        """The accelerator and why, for people: `tcg (software emulation): no kvm: ...`."""
+        label = {Accelerator.KVM: "kvm", Accelerator.TCG: "tcg (software emulation)"}[self.accelerator]
+        return f"{label}: {self.finding}"
+
+
 class Wait(StrEnum):
     """How far a guest must have come before `create` and `start` return."""
 

@@ -51,6 +51,11 @@ class Store:
     def locks(self) -> Path:
         return self.run / "locks"
 
+    @property
+    def accelerator(self) -> Path:
+        """The kept verdict on KVM."""
+        return self.run / "accel.json"
+
     def image(self, image_id: str) -> Path:
         return self.images / image_id
 

@@ -26,7 +26,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from hvctl.host import Host
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _WORKERS = 8
@@ -198,14 +197,14 @@ def _style(cell: str) -> str:
             "crashed": "red", "failed": "red"}.get(cell, "")  # fmt: skip
 
 
-def output_options(function: Callable[Concatenate[App, P], T]) -> Callable[..., T]:
+def output_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add `--json` and `-v` to a command and hand it the App as first parameter."""
 
     @click.option("--json", "is_json", is_flag=True, help="Print JSON for programs.")
     @click.option("-v", "--verbose", is_flag=True, help="Show every program and definition on stderr.")
-    @click.pass_obj
     @functools.wraps(function)
-    def wrapper(app: App, *args: Any, is_json: bool, verbose: bool, **kwargs: Any) -> T:
+    def wrapper(*args: Any, is_json: bool, verbose: bool, **kwargs: Any) -> T:
+        app: App = click.get_current_context().obj
         app.is_json = app.is_json or is_json
         if verbose:
             from hvctl.cli import logs

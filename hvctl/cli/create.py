@@ -13,7 +13,7 @@ from hvctl.cli.parameters import PAIR, SIZE
 from hvctl.cli.present import as_json
 from hvctl.errors import NotFound, UsageError
 from hvctl.events import Note, Sink
-from hvctl.model import AccelChoice, Instance, Mode, Spec, Wait
+from hvctl.model import AccelChoice, Instance, Mode, Spec, State, Wait
 
 if TYPE_CHECKING:
     from hvctl.instances.create import Request
@@ -61,7 +61,7 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
 
     def done(name: str, instance: Instance) -> None:
         made.append(instance)
-        app.say(f"{name}: created, {instance.state}, {instance.record.address}; next: hvctl ssh {name}")
+        app.say(f"{name}: created, {instance.state}, {instance.record.address}; next: hvctl {_next(instance)} {name}")
 
     try:
         app.for_each(names, work, done)
@@ -123,3 +123,7 @@ def _build_missing(app: App, image: str) -> None:
         with app.progress() as events:
             events(Note(image, "there is no such image yet: building it"))
             images.build(app.host, images.parse_request(image), events)
+
+
+def _next(instance: Instance) -> str:
+    return "ssh" if instance.state is State.RUNNING else "start"

@@ -12,7 +12,7 @@ from hvctl.units import parse_size
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """`512M`, `2GiB` as bytes."""
 
     name = "size"
@@ -21,7 +21,7 @@ class Size(click.ParamType):
         return value if isinstance(value, int) else parse_size(value)
 
 
-class Pair(click.ParamType):
+class Pair(click.ParamType[tuple[str, str]]):
     """`K=V` as a pair."""
 
     name = "k=v"

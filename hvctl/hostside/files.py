@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -29,6 +30,11 @@ def make_directory(path: Path, mode: int) -> None:
         path.mkdir(mode=mode)
     if stat.S_IMODE(path.stat(follow_symlinks=False).st_mode) != mode:
         path.chmod(mode)
+
+
+def make_scratch() -> Path:
+    """A new private directory (0700) among the temporary files; whoever asked removes it."""
+    return Path(tempfile.mkdtemp(prefix="hvctl-"))
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:

@@ -12,6 +12,7 @@ from hvctl.errors import AlreadyExists, HvctlError, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import effects, query
+from hvctl.instances.recovery import get_settled
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Instance, Mode, PendingOperation, Record, State
 from hvctl.operation import Operation, Step, Verb
@@ -85,7 +86,10 @@ def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
     if new == old:
         raise UsageError(f"{old!r} is already its name")
     with host.lock(old), host.lock(new):
-        instance = query.get_complete(host, old)
+        renamed = _find_renamed(host, old, new)
+        if renamed is not None:
+            return renamed
+        instance = get_settled(host, old)
         if instance.state not in (State.STOPPED, State.CRASHED):
             raise WrongState(f"cannot rename {old!r}: it is {instance.state}", hint=f"hvctl stop {old}")
         if _is_taken(host, new):
@@ -111,7 +115,7 @@ def set_(host: Host, name: str, changes: Changes, events: Sink = ignore) -> tupl
     """
     host.require_root("set")
     with host.lock(name):
-        instance = query.get_complete(host, name)
+        instance = get_settled(host, name)
         spec = instance.record.spec
         spec = replace(
             spec,
@@ -183,6 +187,14 @@ def _redo_after(change: Operation, committed: str) -> None:
     for step in change.verb.steps[change.verb.index(committed) :]:
         with change.step(step.name):
             step.redo(change.host, change.record)
+
+
+def _find_renamed(host: Host, old: str, new: str) -> Instance | None:
+    """The instance, finished, when this very renaming was interrupted after libvirt knew the new name."""
+    instance = query.find(host, new)
+    if instance is None or _arguments(instance.record) != {"from": old, "to": new}:
+        return None
+    return get_settled(host, new)
 
 
 def _is_taken(host: Host, name: str) -> bool:

@@ -70,9 +70,9 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     plan = make_plan(host, request)
     name = request.spec.name
     with host.lock(name):
-        _claim_name(host, name)
         events(Note(name, plan.accelerator_note))
-        _build(host, plan, events)
+        if not _adopt(host, plan):
+            _build(host, plan, events)
         if request.start:
             lifecycle.start_locked(host, query.get_complete(host, name))
     instance = query.get(host, name)
@@ -90,7 +90,7 @@ def make_plan(host: Host, request: Request) -> Plan:
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
     accelerator, reason = accel.choose(host, spec.accel, require_kvm=request.require_kvm)
-    key = identity.new_host_key()
+    key = identity.new_key_pair()
     uuid = uuid4()
     record = Record(
         uuid=uuid,
@@ -135,17 +135,25 @@ def _check_user_data(user_data: bytes) -> None:
         )
 
 
-def _claim_name(host: Host, name: str) -> None:
-    """Make sure that the name is free; what a crash left under it is undone or finished first."""
+def _adopt(host: Host, plan: Plan) -> bool:
+    """Whether an interrupted `create` of the same spec had come so far that it was finished now.
+
+    Anything else that was interrupted under this name is undone or finished first. Raises AlreadyExists.
+    """
+    name = plan.record.name
     existing = query.find(host, name)
     if existing is not None and existing.record.pending is not None:
-        settle(host, existing.record)
+        was = existing.record
+        done = settle(host, was)
         existing = query.find(host, name)
+        if existing is not None and done == f"finished {CREATE.name}" and was.spec == plan.record.spec:
+            return True
     if existing is not None:
         raise AlreadyExists(
             f"there is already an instance {name!r} ({existing.state})",
             hint=f"choose another name, or: hvctl delete {name}",
         )
+    return False
 
 
 def _build(host: Host, plan: Plan, events: Sink) -> None:

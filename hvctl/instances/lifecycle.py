@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hvctl import operation
-from hvctl.errors import TimedOut, WrongState
+from hvctl.errors import NotFound, TimedOut, WrongState
 from hvctl.events import Sink, Stage, ignore
 from hvctl.host import Host
 from hvctl.instances import effects, query, wait
-from hvctl.instances.recovery import settle
+from hvctl.instances.recovery import get_settled
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Instance, Record, State, Wait
 from hvctl.operation import CLAIM, Step, Verb
@@ -133,13 +133,11 @@ def delete(host: Host, name: str, events: Sink = ignore) -> None:
     """
     host.require_root("delete")
     with host.lock(name):
-        instance = query.get(host, name)
-        if instance.record.pending is not None:
-            settle(host, instance.record)
-            remaining = query.find(host, name)
-            if remaining is None:
-                return
-            instance = remaining
+        query.get(host, name)
+        try:
+            instance = get_settled(host, name)
+        except NotFound:  # it was half made, or half deleted: settling it took the rest away
+            return
         _delete_locked(host, instance.record, events)
 
 

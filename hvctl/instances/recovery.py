@@ -6,8 +6,9 @@ from hvctl import metadata, operation
 from hvctl.errors import AlreadyExists, HvctlError, NotFound, Unsupported
 from hvctl.host import Host
 from hvctl.hostside import files
+from hvctl.instances import query
 from hvctl.libvirtapi import domains, networks
-from hvctl.model import Mode, Record
+from hvctl.model import Instance, Mode, Record
 from hvctl.operation import Verb
 
 
@@ -37,6 +38,18 @@ def settle(host: Host, record: Record) -> str:
         return f"finished {verb.name}"
     operation.roll_back(host, verb, record)
     return f"undid {verb.name}"
+
+
+def get_settled(host: Host, name: str) -> Instance:
+    """The instance of this name, after finishing or undoing what was interrupted on it; the caller holds its lock.
+
+    Raises NotFound, also when settling it took it away.
+    """
+    instance = query.get(host, name)
+    if instance.record.pending is not None:
+        settle(host, instance.record)
+        instance = query.get(host, name)
+    return instance
 
 
 def list_lost(host: Host) -> list[Record]:

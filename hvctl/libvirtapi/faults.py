@@ -19,6 +19,10 @@ from hvctl.errors import (
     WrongState,
 )
 
+# Newer than the oldest libvirt that we are built against (9.0); no error has the number -1 or -2.
+AGENT_COMMAND_TIMEOUT = getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", -1)
+AGENT_COMMAND_FAILED = getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", -2)
+
 # https://libvirt.org/html/libvirt-virterror.html#virErrorNumber
 _CLASSES: dict[int, type[HvctlError]] = {
     libvirt.VIR_ERR_NO_DOMAIN: NotFound,
@@ -31,7 +35,8 @@ _CLASSES: dict[int, type[HvctlError]] = {
     libvirt.VIR_ERR_XML_INVALID_SCHEMA: InvalidSpec,
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED: InvalidSpec,
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE: GuestFailed,
-    libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT: TimedOut,
+    AGENT_COMMAND_TIMEOUT: TimedOut,
+    AGENT_COMMAND_FAILED: GuestFailed,
     libvirt.VIR_ERR_OPERATION_TIMEOUT: TimedOut,
     libvirt.VIR_ERR_NO_CONNECT: HostError,
     libvirt.VIR_ERR_ACCESS_DENIED: HostError,

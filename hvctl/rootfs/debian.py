@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.errors import HostError
+from hvctl.errors import CommandFailed, HostError
 from hvctl.events import Progress, Sink
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Artefact, Disk, Image, Provision
 from hvctl.rootfs import aptconfig, guestfiles, manifest
 from hvctl.rootfs.request import BuildRequest
+from hvctl.shell import Completed
 from hvctl.units import GIB, format_size
 
 _BOOTSTRAP_TIMEOUT_S = 3600
@@ -123,7 +124,27 @@ def _make_tree(work: _Build) -> None:
                 work.tell(task, percent)
 
     work.tell("starting", 0)
-    work.host.shell.run(_bootstrap_command(work), timeout_s=_BOOTSTRAP_TIMEOUT_S, on_line=on_line)
+    done = work.host.shell.run(
+        _bootstrap_command(work), timeout_s=_BOOTSTRAP_TIMEOUT_S, check=False, on_line=on_line
+    )
+    if done.status != 0:
+        raise _bootstrap_failure(work.request, done)
+
+
+def _bootstrap_failure(request: BuildRequest, done: Completed) -> CommandFailed:
+    """Of hundreds of lines, those in which apt and mmdebstrap name the error."""
+    errors = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: ")]
+    hint = "check the mirrors: apt-get update"
+    if "Unable to locate package" in done.stderr or "has no installation candidate" in done.stderr:
+        hint = f"look for its name in {request.suite}: https://packages.debian.org"
+    elif "No space left" in done.stderr:
+        hint = "free some space: see `hvctl host doctor`"
+    return CommandFailed(
+        f"building {request.name!r} failed: {'; '.join(errors[:3]) or f'mmdebstrap ended with {done.status}'}",
+        hint=hint,
+        status=done.status,
+        stderr=done.stderr,
+    )
 
 
 def _bootstrap_command(work: _Build) -> list[str]:

@@ -6,6 +6,7 @@ A tag or identifier is checked against its pattern before it becomes part of a p
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from hvctl.errors import HostError, InvalidSpec, NotFound
 from hvctl.host import Host
@@ -84,4 +85,4 @@ def read(host: Host, image_id: str, name: str) -> Image:
     for artefact in parts:
         if artefact is not None and not host.shell.call(files.exists, folder / artefact.file):
             raise HostError(f"image {name!r} has lost its file {artefact.file!r}", hint=mend)
-    return image
+    return replace(image, name=name)

@@ -1,0 +1,1 @@
+"""Ways into an instance: ssh, guest agent, serial console, keys."""

@@ -1,0 +1,92 @@
+"""What tells one instance from another: name, MAC, interface, ssh host key, and the public keys that may log in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from hvctl.errors import InvalidSpec
+
+# A DNS label (RFC 1123) in lower case that begins with a letter: it is a host name, a file name and an XML text.
+_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_KEY_TYPES = (
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyPair:
+    """An ed25519 key pair: the private half in OpenSSH's format, the public one as `ssh-ed25519 AAAA...`."""
+
+    private: bytes = field(repr=False)
+    public: str
+
+
+def check_name(name: str) -> str:
+    """The name, if an instance may have it. Raises InvalidSpec."""
+    if not _NAME.fullmatch(name):
+        raise InvalidSpec(
+            f"{name!r} cannot be a name",
+            hint="use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter, not ending with a hyphen",
+        )
+    return name
+
+
+def new_mac() -> str:
+    """A random unicast, locally administered MAC address: 0x52 and 40 random bits."""
+    return ":".join(f"{byte:02x}" for byte in (0x52, *secrets.token_bytes(5)))
+
+
+def device_name(uuid: UUID) -> str:
+    """The host's end of an instance's network interface: at most 15 characters (IFNAMSIZ), never libvirt's `vnet*`."""
+    return f"hv{uuid.hex[:10]}"
+
+
+def new_key_pair() -> KeyPair:
+    """A fresh ed25519 key pair without a passphrase."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+    key = Ed25519PrivateKey.generate()
+    return KeyPair(
+        private=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+        public=key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode(),
+    )
+
+
+def check_public_key(line: str) -> str:
+    """One public key line as it goes into authorized_keys: `TYPE BASE64 [COMMENT]`, without options.
+
+    Raises InvalidSpec when the type is unknown, the data is not a key of that type, or there is a control character.
+    """
+    words = line.strip().split(" ", 2)
+    if len(words) < 2 or not line.strip().isprintable() or words[0] not in _KEY_TYPES:
+        raise InvalidSpec(
+            f"{line[:60]!r} is not a public ssh key", hint="give a line or file like ~/.ssh/id_ed25519.pub"
+        )
+    try:
+        data = base64.b64decode(words[1], validate=True)
+    except binascii.Error as error:
+        raise InvalidSpec(f"the public key {line[:60]!r} is damaged: {error}", hint="copy it again, whole") from error
+    length = int.from_bytes(data[:4], "big")  # RFC 4253, 6.6: the type again, length-prefixed
+    if data[4 : 4 + length] != words[0].encode() or len(data) <= 4 + length:
+        raise InvalidSpec(f"the public key {line[:60]!r} is damaged", hint="copy it again, whole")
+    return " ".join(words)
+
+
+def public_of(private: bytes) -> str:
+    """The public line of a private OpenSSH key without a passphrase."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
+    key = load_ssh_private_key(private, password=None)
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

@@ -1,0 +1,136 @@
+"""libvirt networks: definition, and the addresses that dnsmasq keeps for each MAC."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import libvirt
+
+from hvctl.errors import HostError, NotFound
+from hvctl.libvirtapi.connection import Connection
+from hvctl.libvirtapi.faults import from_libvirt, in_words
+
+# Short, because an address whose guest was killed is of no use to anybody until its lease has ended.
+LEASE_MINUTES = "5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """An address that is kept for one MAC; guests find it in DNS by its name once it has its lease."""
+
+    mac: str
+    name: str
+    address: str
+
+
+def find(connection: Connection, name: str) -> libvirt.virNetwork | None:
+    """The network of this name, or None."""
+    try:
+        return connection.handle.networkLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+            return None
+        raise from_libvirt(error, f"cannot look up the network {name!r}") from error
+
+
+def get(connection: Connection, name: str) -> libvirt.virNetwork:
+    """The network of this name. Raises NotFound."""
+    network = find(connection, name)
+    if network is None:
+        raise NotFound(f"there is no network {name!r}", hint="make it: hvctl host setup")
+    return network
+
+
+def ensure_active(connection: Connection, name: str) -> None:
+    """Start the network if it is down. Raises HostError with libvirt's reason (a subnet that is taken, say)."""
+    network = get(connection, name)
+    with in_words(f"cannot start the network {name!r}"):
+        if not network.isActive():
+            network.create()
+
+
+def list_reservations(connection: Connection, name: str) -> tuple[Reservation, ...]:
+    """All reservations of a network."""
+    return _reservations(_definition(get(connection, name)))
+
+
+def reserve(connection: Connection, network: str, *, name: str, mac: str, address: str = "") -> str:
+    """Keep an address for this MAC, from this moment on: the one given, or the lowest free one.
+
+    Idempotent for a MAC that has one already. Raises HostError when the range is used up. The caller holds the
+    network's lock; libvirt itself refuses a MAC or address that is taken.
+    """
+    handle = get(connection, network)
+    definition = _definition(handle)
+    known = _reservations(definition)
+    for reservation in known:
+        if reservation.mac == mac:
+            return reservation.address
+    chosen = address or _lowest_free(
+        definition, network, {reservation.address for reservation in known} | _leased(handle)
+    )
+    _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, Reservation(mac=mac, name=name, address=chosen))
+    return chosen
+
+
+def release(connection: Connection, network: str, *, mac: str) -> None:
+    """Give back what was kept for this MAC; fine when nothing was, or the network is gone."""
+    handle = find(connection, network)
+    if handle is None:
+        return
+    for reservation in _reservations(_definition(handle)):
+        if reservation.mac == mac:
+            _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, reservation)
+
+
+def rename_reservation(connection: Connection, network: str, *, mac: str, name: str) -> None:
+    """Give the reservation of this MAC another name. Raises NotFound when there is none."""
+    handle = get(connection, network)
+    for reservation in _reservations(_definition(handle)):
+        if reservation.mac == mac:
+            if reservation.name != name:
+                renamed = Reservation(mac=mac, name=name, address=reservation.address)
+                _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY, renamed)
+            return
+    raise NotFound(f"the network {network!r} keeps no address for {mac}", hint="hvctl host doctor")
+
+
+def _definition(network: libvirt.virNetwork) -> ElementTree.Element:
+    with in_words(f"cannot read the network {network.name()!r}"):
+        return ElementTree.fromstring(network.XMLDesc())
+
+
+def _reservations(definition: ElementTree.Element) -> tuple[Reservation, ...]:
+    return tuple(
+        Reservation(mac=host.get("mac", ""), name=host.get("name", ""), address=host.get("ip", ""))
+        for host in definition.iterfind("./ip/dhcp/host")
+    )
+
+
+def _leased(network: libvirt.virNetwork) -> set[str]:
+    """Addresses that dnsmasq has lent out. It would not give one of them to another MAC before the lease ends."""
+    with in_words(f"cannot read the leases of the network {network.name()!r}"):
+        return {lease["ipaddr"] for lease in network.DHCPLeases()} if network.isActive() else set()
+
+
+def _lowest_free(definition: ElementTree.Element, network: str, taken: set[str]) -> str:
+    for range_ in definition.iterfind("./ip/dhcp/range"):
+        first, last = (int(ipaddress.IPv4Address(range_.attrib[end])) for end in ("start", "end"))
+        for number in range(first, last + 1):
+            address = str(ipaddress.IPv4Address(number))
+            if address not in taken:
+                return address
+    raise HostError(f"the network {network!r} has no free address left", hint="delete instances, or see: hvctl gc")
+
+
+def _update(network: libvirt.virNetwork, command: int, reservation: Reservation) -> None:
+    element = ElementTree.Element("host", {"mac": reservation.mac, "name": reservation.name, "ip": reservation.address})
+    ElementTree.SubElement(element, "lease", {"expiry": LEASE_MINUTES, "unit": "minutes"})
+    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+    with in_words(f"cannot change the addresses of the network {network.name()!r}"):
+        if network.isActive():
+            flags |= libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
+        text = ElementTree.tostring(element, encoding="unicode")
+        network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, text, flags)

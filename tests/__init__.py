@@ -1,0 +1,1 @@
+"""hvctl's tests: real libvirt, real qemu-img, real guests."""

@@ -1,0 +1,65 @@
+"""Fixtures: a host with a store, run directory and network of its own, and instances named after the state they are in."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvctl.config import Config
+from hvctl.host import Host
+from tests import tiny
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Guests after everything that is quick, so that a mistake shows early."""
+    items.sort(key=lambda item: bool(item.get_closest_marker("guest")))
+
+
+@pytest.fixture(scope="session")
+def settings() -> Iterator[Config]:
+    """Settings for a store, a run directory and a network that only this run uses."""
+    token = secrets.token_hex(3)
+    store, run = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
+    yield Config(store=store, run=run, network=f"hvtest{token}")
+    for path in (store, run):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def users_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home directory of its own, so that no test uses the keys, settings or log of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HOME", str(home))
+    patch.delenv("SSH_AUTH_SOCK", raising=False)
+    for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        patch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("HVCTL_")]:
+        patch.delenv(name)
+    yield home
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def host(settings: Config, users_home: Path) -> Iterator[Host]:
+    """A prepared host: `hvctl host setup` was run on it, and `teardown` is at the end."""
+    from hvctl import hostsetup
+    from hvctl.instances import lifecycle
+
+    with Host(settings) as prepared:
+        hostsetup.setup(prepared)
+        yield prepared
+        for instance in prepared.instances():
+            lifecycle.delete(prepared, instance.name)
+        hostsetup.teardown(prepared)
+
+
+@pytest.fixture(scope="session")
+def tiny_image(host: Host) -> str:
+    """The name of an image that boots nothing but is an image: for everything that needs no guest."""
+    return tiny.publish(host, "tiny")

@@ -1,0 +1,157 @@
+"""Kill -9 at every step of every verb: absent, complete or visibly incomplete; gc or the same command converges."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from hvctl import gc
+from hvctl.config import Config
+from hvctl.events import Event, Sink, StepStarted, ignore
+from hvctl.host import Host
+from hvctl.instances import change, create, lifecycle, query
+from hvctl.instances.recovery import verbs
+from hvctl.model import State
+from hvctl.operation import CLEAR
+from tests import tiny, world
+
+pytestmark = pytest.mark.guest
+
+# A process that has hvctl imported and no connection open: each victim is forked from it.
+_victims = multiprocessing.get_context("forkserver")
+_victims.set_forkserver_preload(["tests.test_crash", "libvirt", "cryptography.hazmat.primitives.asymmetric.ed25519"])
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A verb as it is done on an instance: what must be there before, the deed, and how it looks when it is done."""
+
+    needs_instance: bool
+    act: Callable[[Host, str, Sink], object]
+    is_done: Callable[[Host, str], bool]
+
+
+def _create(host: Host, name: str, events: Sink = ignore) -> object:
+    request = create.Request(spec=tiny.make_spec(name), start=False)
+    return create.create(host, request, events)
+
+
+SCENARIOS = {
+    "create": Scenario(
+        needs_instance=False,
+        act=_create,
+        is_done=lambda host, name: query.find(host, name) is not None,
+    ),
+    "delete": Scenario(
+        needs_instance=True,
+        act=lambda host, name, events: lifecycle.delete(host, name, events),
+        is_done=lambda host, name: query.find(host, name) is None,
+    ),
+    "rename": Scenario(
+        needs_instance=True,
+        act=lambda host, name, events: change.rename(host, name, f"{name}-new", events),
+        is_done=lambda host, name: query.find(host, f"{name}-new") is not None,
+    ),
+    "set": Scenario(
+        needs_instance=True,
+        act=lambda host, name, events: change.set_(host, name, change.Changes(cpus=2, is_autostart=True), events),
+        is_done=lambda host, name: query.get(host, name).record.spec.cpus == 2,
+    ),
+}
+
+POINTS = [
+    (verb.name, step)
+    for verb in verbs().values()
+    for step in verb.step_names()
+    if not (verb.removes_domain and step == CLEAR)
+]
+
+
+def test_every_verb_has_a_scenario() -> None:
+    assert set(SCENARIOS) == set(verbs())
+
+
+def _die_at(settings: Config, verb: str, step: str, name: str) -> None:
+    """In the victim: do the verb, and kill -9 ourselves when that step begins."""
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepStarted) and (event.verb, event.step) == (verb, step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    SCENARIOS[verb].act(Host(settings), name, kill)
+
+
+def _run_victim(settings: Config, verb: str, step: str, name: str) -> None:
+    victim = _victims.Process(target=_die_at, args=(settings, verb, step, name))
+    victim.start()
+    victim.join(timeout=60)
+    assert victim.exitcode == -signal.SIGKILL, f"{verb} never came to its step {step!r}"
+
+
+@pytest.fixture
+def name(host: Host, tiny_image: str) -> Iterator[str]:
+    """A free name; whatever stands under it afterwards is deleted, and then the world must be as before."""
+    free = f"crash-{secrets.token_hex(3)}"
+    before = world.look(host)
+    yield free
+    for leftover in (free, f"{free}-new"):
+        if query.find(host, leftover) is not None:
+            lifecycle.delete(host, leftover)
+    assert world.differences(before, world.look(host)) == []
+
+
+@pytest.mark.parametrize(("verb", "step"), POINTS)
+def test_gc_settles_what_a_kill_left(host: Host, settings: Config, name: str, verb: str, step: str) -> None:
+    scenario = SCENARIOS[verb]
+    if scenario.needs_instance:
+        _create(host, name)
+    before = world.look(host)
+    _run_victim(settings, verb, step, name)
+    visible = [instance for instance in host.instances() if instance.name.startswith(name)]
+    changed = world.differences(before, world.look(host))
+    assert not changed or any(instance.state is State.INCOMPLETE for instance in visible)
+
+    collected = gc.collect(host)
+    assert all(item.is_done for item in collected), collected
+    assert all(instance.record.pending is None for instance in host.instances())
+    if not scenario.is_done(host, name):
+        assert world.differences(before, world.look(host)) == []
+    assert gc.collect(host) == ()
+
+
+@pytest.mark.parametrize(("verb", "step"), POINTS)
+def test_the_same_command_converges_after_a_kill(host: Host, settings: Config, name: str, verb: str, step: str) -> None:
+    scenario = SCENARIOS[verb]
+    if scenario.needs_instance:
+        _create(host, name)
+    _run_victim(settings, verb, step, name)
+    scenario.act(host, name, ignore)
+    assert scenario.is_done(host, name)
+    assert all(instance.record.pending is None for instance in host.instances())
+    assert gc.collect(host) == ()
+
+
+@pytest.mark.parametrize(("verb", "step"), POINTS)
+def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(host: Host, name: str, verb: str, step: str) -> None:
+    scenario = SCENARIOS[verb]
+    if scenario.needs_instance:
+        _create(host, name)
+    before = world.look(host)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StepStarted) and (event.verb, event.step) == (verb, step):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scenario.act(host, name, interrupt)
+    if any(instance.record.pending for instance in host.instances()):
+        gc.collect(host)  # past the commit: it is finished, not undone
+        assert scenario.is_done(host, name)
+    elif not scenario.is_done(host, name):
+        assert world.differences(before, world.look(host)) == []

@@ -1,0 +1,126 @@
+"""The oracle: everything on a host that hvctl could have touched, as values that can be compared before and after."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvctl.host import Host
+from hvctl.hostside import files, locks
+from hvctl.libvirtapi import networks
+from hvctl.model import Mode
+
+
+@dataclass(frozen=True)
+class World:
+    """One look at the host. Two looks are equal when nothing was left and nothing was taken."""
+
+    domains: frozenset[tuple[str, str, str]]
+    """(driver, name, definition) of every domain, whoever made it."""
+    files: frozenset[tuple[str, int, int, str]]
+    """(path, mode, owner, SHA-256) of everything in the store."""
+    reservations: frozenset[tuple[str, str, str]]
+    dns: frozenset[str]
+    processes: frozenset[str]
+    """Command lines that name the store."""
+    mounts: frozenset[str]
+    """Mounts below the store, in any mount namespace."""
+    links: frozenset[str]
+    """Network interfaces of guests."""
+    filters: frozenset[str]
+    """Elements in nft sets that name a guest's interface."""
+    locks: frozenset[str]
+    """Locks that somebody holds."""
+
+
+def look(host: Host) -> World:
+    """The world as it is now."""
+    store = host.store
+    return World(
+        domains=frozenset(_domains(host)),
+        files=frozenset(_files(store.root)),
+        reservations=frozenset(
+            (item.mac, item.name, item.address)
+            for item in networks.list_reservations(host.connection(Mode.VM), host.config.network)
+        ),
+        dns=frozenset(_dns(host.config.network)),
+        processes=frozenset(_processes(str(store.root))),
+        mounts=frozenset(_mounts(str(store.root))),
+        links=frozenset(name for name in os.listdir("/sys/class/net") if name.startswith("hv")),
+        filters=frozenset(_filters()),
+        locks=frozenset(name for name in files.list_names(store.locks) if not locks.is_free(store.locks / name)),
+    )
+
+
+def differences(before: World, after: World) -> list[str]:
+    """What is in one and not in the other, one line each; empty when the worlds are equal."""
+    lines = []
+    for field in World.__dataclass_fields__:
+        old, new = getattr(before, field), getattr(after, field)
+        lines += [f"{field}: gone: {item}" for item in sorted(old - new, key=str)]
+        lines += [f"{field}: new: {item}" for item in sorted(new - old, key=str)]
+    return lines
+
+
+def _domains(host: Host) -> list[tuple[str, str, str]]:
+    found = []
+    for mode in Mode:
+        connection = host.connection(mode)
+        for domain in connection.handle.listAllDomains():
+            found.append((connection.uri, domain.name(), domain.XMLDesc(2)))
+    return found
+
+
+def _files(root: Path) -> list[tuple[str, int, int, str]]:
+    """Images are looked at by their facts: their content has a test of its own."""
+    found = []
+    for path in sorted(root.rglob("*")):
+        if "tree" in path.relative_to(root).parts:
+            continue
+        facts = path.lstat()
+        is_small = path.is_file() and facts.st_size < 4 * 1024**2
+        content = files.hash_file(path) if is_small else str(facts.st_size if path.is_file() else "")
+        found.append((str(path.relative_to(root)), facts.st_mode, facts.st_uid, content))
+    return found
+
+
+def _dns(network: str) -> list[str]:
+    """The host lines that dnsmasq reads for this network."""
+    folder = Path("/var/lib/libvirt/dnsmasq")
+    lines = []
+    for path in (folder / f"{network}.hostsfile", folder / f"{network}.addnhosts"):
+        lines += path.read_text().splitlines() if path.exists() else []
+    return lines
+
+
+def _processes(root: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if root in words and "qemu" in words:
+                found.append(words)
+    return found
+
+
+def _mounts(root: str) -> set[str]:
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "mounts").read_text()
+            except OSError:
+                continue
+            found |= {line for line in text.splitlines() if root in line}
+    return found
+
+
+def _filters() -> list[str]:
+    done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, timeout=30, check=True)
+    return re.findall(r'"?(hv[0-9a-f]{10})"?', done.stdout)
