@@ -18,9 +18,7 @@ _SECURITY = "http://deb.debian.org/debian-security/"
 
 _FORMAT = "$(REPO_URI)\t$(RELEASE)\t$(COMPONENT)\t$(LABEL)"
 _SUITE = re.compile(r"(?P<base>[a-z]+)(?P<kind>|-updates|-security|/updates|-backports[a-z-]*)", re.ASCII)
-_CODE_NAMES = frozenset(
-    "buster bullseye bookworm trixie forky sid stable oldstable oldoldstable testing unstable".split()
-)
+_CODE_NAME = re.compile("buster|bullseye|bookworm|trixie|forky|sid|(?:old){0,2}stable|testing|unstable")
 # How apt reaches a mirror: proxies, certificates, credentials' files. Not what it does with packages.
 _WAY = re.compile(
     r"Acquire::(?:(?:http|https|ftp|tor)(?:::|\s)|Retries\b|ForceIPv[46]\b|Queue-Mode\b)"
@@ -78,7 +76,7 @@ def _parse_target(line: str) -> Source | None:
         return None
     uri, suite, component, label = fields
     match = _SUITE.fullmatch(suite)
-    if component != "main" or match is None or match["base"] not in _CODE_NAMES:
+    if component != "main" or match is None or not _CODE_NAME.fullmatch(match["base"]):
         return None
     # The label is known once the host has fetched the archive's lists; before that, the name of the suite must do.
     if label not in ("Debian", "Debian-Security", "", "$(LABEL)"):

@@ -19,7 +19,7 @@ from hvctl.events import Progress, Sink
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Artefact, Disk, Image, Provision
-from hvctl.rootfs import aptconfig, guestfiles, manifest
+from hvctl.rootfs import aptconfig, guestfiles, manifest, published
 from hvctl.rootfs.request import BuildRequest
 from hvctl.shell import Completed
 from hvctl.units import GIB, format_size
@@ -30,9 +30,10 @@ _NEEDED_BYTES = 3 * GIB
 
 # On top of mmdebstrap's "minbase" (Essential and apt). busybox-static and xz-utils are for the initrd.
 _PACKAGES = (
-    "busybox-static,ca-certificates,cloud-init,dbus,e2fsprogs,initramfs-tools,iproute2,iputils-ping,kmod,less,"
-    "linux-image-cloud-amd64,netbase,openssh-server,procps,qemu-guest-agent,systemd,systemd-sysv,udev,vim-tiny,xz-utils"
-).split(",")
+    *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "e2fsprogs", "iproute2", "netbase", "openssh-server"),
+    *("linux-image-cloud-amd64", "initramfs-tools", "busybox-static", "xz-utils", "cloud-init", "qemu-guest-agent"),
+    *("ca-certificates", "iputils-ping", "less", "procps", "vim-tiny"),
+)
 
 # `net.ifnames=0`: the interface is eth0, as it is in a container.
 _KERNEL_ARGUMENTS = ("root=/dev/vda", "rw", "console=ttyS0", "quiet", "net.ifnames=0")
@@ -72,10 +73,10 @@ class _Build:
 
 
 def build(host: Host, request: BuildRequest, events: Sink) -> Image:
-    """Build and publish an image; it has no name yet. Identical content is published once.
+    """Build an image, publish it and give it its name.
 
     Takes about a minute, and 3 GiB of the store meanwhile. Raises HostError when there is less, CommandFailed with the
-    last lines when a program fails; nothing of it stays then.
+    reason when a program fails; nothing of it stays then, and the name means what it did.
     """
     available_bytes = host.shell.call(files.available_bytes, host.store.building)
     if available_bytes < _NEEDED_BYTES:
@@ -89,7 +90,10 @@ def build(host: Host, request: BuildRequest, events: Sink) -> Image:
         _make_tree(work)
         disk = _make_disk(work)
         image = _seal(work, disk)
-        _publish(work, image)
+        work.tell("publishing", 98)
+        host.shell.call(files.set_mode, work.image, 0o711)
+        published.publish(host, work.image, image)
+        work.tell("done", 100)
     return image
 
 
@@ -124,9 +128,7 @@ def _make_tree(work: _Build) -> None:
                 work.tell(task, percent)
 
     work.tell("starting", 0)
-    done = work.host.shell.run(
-        _bootstrap_command(work), timeout_s=_BOOTSTRAP_TIMEOUT_S, check=False, on_line=on_line
-    )
+    done = work.host.shell.run(_bootstrap_command(work), timeout_s=_BOOTSTRAP_TIMEOUT_S, check=False, on_line=on_line)
     if done.status != 0:
         raise _bootstrap_failure(work.request, done)
 
@@ -239,12 +241,3 @@ def _artefact(work: _Build, path: Path) -> Artefact:
     call = work.host.shell.call
     call(files.set_mode, path, 0o444)
     return Artefact(file=path.name, size_bytes=call(files.size, path), sha256=call(files.hash_file, path))
-
-
-def _publish(work: _Build, image: Image) -> None:
-    work.tell("publishing", 98)
-    call, final = work.host.shell.call, work.host.store.image(image.id)
-    call(files.set_mode, work.image, 0o711)
-    if not call(files.exists, final):
-        call(files.publish, work.image, final)
-    work.tell("done", 100)

@@ -6,7 +6,10 @@ A tag or identifier is checked against its pattern before it becomes part of a p
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from hvctl.errors import HostError, InvalidSpec, NotFound
 from hvctl.host import Host
@@ -16,6 +19,7 @@ from hvctl.rootfs import manifest
 
 _TAG = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_LOCK_TIMEOUT_S = 60
 
 
 def check_tag(name: str) -> str:
@@ -66,6 +70,25 @@ def find_id(host: Host, name: str) -> str | None:
     if not _ID.fullmatch(image_id):
         raise HostError(f"the tag of image {name!r} is damaged", hint=f"build it again: hvctl image build {name}")
     return image_id
+
+
+@contextmanager
+def changing(host: Host) -> Iterator[None]:
+    """Hold the one lock under which images and their names appear and go. No instance can have its name: the dot."""
+    with host.lock("images.tags", timeout_s=_LOCK_TIMEOUT_S):
+        yield
+
+
+def publish(host: Host, aside: Path, image: Image) -> None:
+    """Give a finished directory its place and the image its name; the same content is there once.
+
+    The directory is not left behind, unless the content was there already.
+    """
+    call, final = host.shell.call, host.store.image(image.id)
+    with changing(host):
+        if not call(files.exists, final):
+            call(files.publish, aside, final)
+        call(files.write_file, host.store.tags / check_tag(image.name), f"{image.id}\n".encode(), 0o644)
 
 
 def read(host: Host, image_id: str, name: str) -> Image:

@@ -53,10 +53,13 @@ def parse_request(
         raise InvalidSpec(what, hint=f"hvctl image build {name} --suite debian-12 (known: {known})")
     for package in packages:
         if not _PACKAGE.fullmatch(package):
-            raise InvalidSpec(f"{package[:80]!r} is not the name of a package", hint="search one: apt-cache search WORD")
+            raise InvalidSpec(
+                f"{package[:80]!r} is not the name of a package", hint="search one: apt-cache search WORD"
+            )
     if len(packages) > _MOST_PACKAGES:
         raise InvalidSpec(
-            f"{len(packages)} packages are more than {_MOST_PACKAGES}", hint="build without them, install them in the guest"
+            f"{len(packages)} packages are more than {_MOST_PACKAGES}",
+            hint="build without them, install them in the guest",
         )
     if not _LEAST_DISK_BYTES <= disk_bytes <= _MOST_DISK_BYTES:
         raise InvalidSpec(

@@ -14,7 +14,7 @@ systemctl --root="$tree" --quiet enable \
 # Nothing that wakes up by itself in the first minutes of a guest's life, and no screen to log in at.
 systemctl --root="$tree" --quiet disable getty@tty1.service 2> /dev/null || :
 for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
-    systemd-pstore.service remote-fs.target; do
+    systemd-pstore.service systemd-network-generator.service remote-fs.target; do
     systemctl --root="$tree" --quiet disable "$unit" 2> /dev/null || :
 done
 # Fail in a container, or cost a process each at every boot and serve nobody here (a random seed would also be
@@ -23,14 +23,15 @@ systemctl --root="$tree" --quiet mask \
     sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount \
     sys-fs-fuse-connections.mount modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@fuse.service modprobe@dm_mod.service modprobe@loop.service systemd-random-seed.service \
-    systemd-update-utmp.service systemd-update-utmp-runlevel.service
+    systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-binfmt.service \
+    proc-sys-fs-binfmt_misc.automount
 
 cd "$tree"
 mkdir -p etc/hvctl/identity
 chmod 700 etc/hvctl/identity
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n' > etc/hosts
 printf 'LANG=C.UTF-8\n' > etc/default/locale
-rm -f etc/resolv.conf
+rm -f etc/resolv.conf etc/fstab # no fstab: the initrd mounts the root; an empty one costs a remount
 ln -s ../run/hvctl/resolv.conf etc/resolv.conf
 
 rm -f etc/apt/sources.list etc/apt/sources.list.d/* etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap
