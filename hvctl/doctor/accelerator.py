@@ -6,7 +6,7 @@ import re
 
 from hvctl import accel
 from hvctl.doctor import guestuser
-from hvctl.doctor.finding import Outcome, check, failed, ok, warning
+from hvctl.doctor.finding import Outcome, check, failed, not_applicable, ok, warning
 from hvctl.host import Host
 from hvctl.hostside import machine
 from hvctl.model import Accelerator
@@ -30,13 +30,21 @@ def accelerator(host: Host) -> Outcome:
     verdict = accel.verdict(host, refresh=True)
     if verdict.accelerator is not Accelerator.KVM:
         return warning(f"{verdict.line}; guests run, some ten times slower", fix=_loading(verdict.finding))
-    owner = guestuser.find(host)
-    if owner is not None and not guestuser.may(host, owner, "-w", machine.KVM):
-        return failed(
-            f"{verdict.line}; but {owner.label}, as whom libvirt runs guests, may not open {machine.KVM}",
-            fix=f"usermod -aG kvm {owner.name} && chgrp kvm {machine.KVM} && chmod 0660 {machine.KVM}",
-        )
     return ok(verdict.line)
+
+
+@check("kvm for guests", needs_libvirt=True)
+def kvm_for_guests(host: Host) -> Outcome:
+    """The user that libvirt runs QEMU as may open the device, too."""
+    if accel.verdict(host).accelerator is not Accelerator.KVM:
+        return not_applicable("guests run without it")
+    user = guestuser.find(host)
+    if user is None or guestuser.may(host, user, "-w", machine.KVM):
+        return ok(f"whoever runs guests may open {machine.KVM}")
+    return failed(
+        f"{user.label}, as whom libvirt runs guests, may not open {machine.KVM}",
+        fix=f"usermod -aG kvm {user.name} && chgrp kvm {machine.KVM} && chmod 0660 {machine.KVM}",
+    )
 
 
 def _loading(finding: str) -> str:

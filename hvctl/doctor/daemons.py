@@ -7,25 +7,26 @@ import re
 from pathlib import Path
 
 from hvctl.doctor.finding import Outcome, check, failed, not_applicable, ok, warning
-from hvctl.errors import HostError
+from hvctl.errors import HostError, TimedOut
 from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.model import Mode
 
+LIBVIRT = "libvirt"
 SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 LOG_SOCKET = Path("/run/libvirt/virtlogd-sock")
 CONFIGURATION = Path("/etc/libvirt")
-_PROGRAMS = ("libvirtd", "/usr/sbin/libvirtd", "virtqemud", "/usr/sbin/virtqemud")
+PROGRAMS = ("libvirtd", "/usr/sbin/libvirtd", "virtqemud", "/usr/sbin/virtqemud")
 
 
-@check("libvirt", is_vital=True)
+@check(LIBVIRT, is_vital=True)
 def libvirt(host: Host) -> Outcome:
     """The QEMU driver answers, and it is the version that is installed."""
-    uri, running = host.config.vm_uri, _version(host.connection(Mode.VM).version())
-    program = host.shell.call(machine.find_program, _PROGRAMS)
+    program = host.shell.call(machine.find_program, PROGRAMS)
     if not program:
-        return ok(f"{uri} answers, version {running}")
-    installed = _find_version(host.shell.run([program, "--version"], timeout_s=10).text)
+        return failed("libvirt's daemon is not installed on this host", fix="apt-get install libvirt-daemon-system")
+    uri, running = host.config.vm_uri, _find_running(host, Mode.VM, program)
+    installed = find_installed(host, program)
     if installed and installed != running:
         return warning(f"{uri} still runs version {running}, {installed} is installed", fix=_restart(host, program))
     return ok(f"{uri} answers, version {running}")
@@ -34,8 +35,8 @@ def libvirt(host: Host) -> Outcome:
 @check("libvirt for containers")
 def libvirt_for_containers(host: Host) -> Outcome:
     """The LXC driver answers."""
-    version = _version(host.connection(Mode.CONTAINER).version())
-    return ok(f"{host.config.container_uri} answers, version {version}")
+    program = host.shell.call(machine.find_program, PROGRAMS)
+    return ok(f"{host.config.container_uri} answers, version {_find_running(host, Mode.CONTAINER, program)}")
 
 
 @check("libvirt's socket")
@@ -95,10 +96,17 @@ def _restart(host: Host, program: str) -> str:
     return f"systemctl restart {name}" if has_systemd else f"kill $(cat /run/{name}.pid) && hvctl host setup"
 
 
-def _version(numbers: tuple[int, int, int]) -> str:
-    return ".".join(str(number) for number in numbers)
+def _find_running(host: Host, mode: Mode, program: str) -> str:
+    """The version that answers. Raises HvctlError with what mends it: a daemon that hangs is restarted."""
+    try:
+        return ".".join(str(number) for number in host.connection(mode).version())
+    except TimedOut as error:
+        raise TimedOut(error.message, hint=_restart(host, program)) from error
+    except HostError as error:
+        raise HostError(error.message, hint="hvctl host setup" if "hvctl" in error.hint else error.hint) from error
 
 
-def _find_version(text: str) -> str:
-    found = re.search(r"\d+\.\d+\.\d+", text)
+def find_installed(host: Host, program: str) -> str:
+    """The version of libvirt's daemon on the disk, or an empty string."""
+    found = re.search(r"\d+\.\d+\.\d+", host.shell.run([program, "--version"], timeout_s=10).text)
     return found.group(0) if found else ""

@@ -53,6 +53,8 @@ class Check:
     function: Function
     is_vital: bool
     """Whether no VM can run while it fails."""
+    needs_libvirt: bool = False
+    """Whether it is left out when the QEMU driver does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +67,19 @@ class Finding:
     fix: str
     is_vital: bool
 
+    @property
+    def is_failed(self) -> bool:
+        return self.verdict is Verdict.FAILED
+
 
 CHECKS: list[Check] = []
 
 
-def check(name: str, *, is_vital: bool = False) -> Callable[[Function], Function]:
+def check(name: str, *, is_vital: bool = False, needs_libvirt: bool = False) -> Callable[[Function], Function]:
     """Register a function as a check under this name; they run in the order in which they are registered."""
 
     def register(function: Function) -> Function:
-        CHECKS.append(Check(name=name, function=function, is_vital=is_vital))
+        CHECKS.append(Check(name=name, function=function, is_vital=is_vital, needs_libvirt=needs_libvirt))
         return function
 
     return register
@@ -87,6 +93,11 @@ def run_check(check: Check, host: Host) -> Finding:
         outcome = failed(error.message, _command(error.hint))
     except OSError as error:
         outcome = failed(f"{error.filename or check.name}: {error.strerror or error}")
+    return found(check, outcome)
+
+
+def found(check: Check, outcome: Outcome) -> Finding:
+    """The finding of a check that came to this outcome."""
     return Finding(
         name=check.name,
         verdict=outcome.verdict,

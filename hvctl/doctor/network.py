@@ -24,7 +24,7 @@ class Route:
     device: str
 
 
-@check("network", is_vital=True)
+@check("network", is_vital=True, needs_libvirt=True)
 def network(host: Host) -> Outcome:
     """The network that guests are plugged into is defined and active."""
     found = _find(host)
@@ -38,7 +38,7 @@ def network(host: Host) -> Outcome:
     return ok(known)
 
 
-@check("subnet")
+@check("subnet", needs_libvirt=True)
 def subnet(host: Host) -> Outcome:
     """No route of the host leads elsewhere for the addresses of guests."""
     found = _find(host)
@@ -79,7 +79,7 @@ def dnsmasq(host: Host) -> Outcome:
     return ok(path) if path else failed("'dnsmasq' is not installed on this host", fix="apt-get install dnsmasq-base")
 
 
-@check("forwarding")
+@check("forwarding", needs_libvirt=True)
 def forwarding(host: Host) -> Outcome:
     """The host passes guests' packets on."""
     found = _find(host)

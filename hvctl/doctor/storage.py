@@ -33,7 +33,7 @@ def store(host: Host) -> Outcome:
     return ok(f"{str(host.store.root)!r} is set up")
 
 
-@check("way to the disks", is_vital=True)
+@check("way to the disks", is_vital=True, needs_libvirt=True)
 def reach(host: Host) -> Outcome:
     """The user that libvirt runs QEMU as may pass through every directory on the way to a disk."""
     user = guestuser.find(host)

@@ -6,13 +6,14 @@ import os
 import platform
 
 from hvctl import accel
+from hvctl.doctor import daemons
 from hvctl.doctor.finding import Outcome, check, ok, warning
 from hvctl.errors import HvctlError
 from hvctl.host import Host
-from hvctl.model import Mode
+from hvctl.hostside import machine
 
 # The oldest that hvctl is tested with (Debian 12), and for the kernel the first with overlays on idmapped mounts.
-OLDEST = {"libvirt": (9, 0), "qemu": (7, 2), "kernel": (5, 19), "python": (3, 11)}
+OLDEST = {"libvirt": (9, 0), "QEMU": (7, 2), "kernel": (5, 19), "python": (3, 11)}
 
 
 @check("versions")
@@ -20,7 +21,7 @@ def versions(host: Host) -> Outcome:
     """libvirt, QEMU, kernel and Python are no older than what hvctl is tested with."""
     found = {
         "libvirt": _libvirt(host),
-        "qemu": _qemu(host),
+        "QEMU": _qemu(host),
         "kernel": os.uname().release,
         "python": platform.python_version(),
     }
@@ -40,10 +41,9 @@ def parse(version: str) -> tuple[int, int]:
 
 
 def _libvirt(host: Host) -> str:
-    try:
-        return ".".join(str(number) for number in host.connection(Mode.VM).version())
-    except HvctlError:  # another check says why
-        return ""
+    """The installed one: the daemon that runs may hang."""
+    program = host.shell.call(machine.find_program, daemons.PROGRAMS)
+    return daemons.find_installed(host, program) if program else ""
 
 
 def _qemu(host: Host) -> str:
