@@ -37,10 +37,13 @@ class Source:
 
 def find_sources(host: Host) -> tuple[Source, ...]:
     """The host's archives that are Debian's own, in its order; empty on a host that has none."""
-    done = host.shell.run(
-        ["apt-get", "indextargets", "--format", _FORMAT, "Identifier: Packages"], timeout_s=_TIMEOUT_S, check=False
-    )
-    found = [source for line in done.text.splitlines() if (source := _parse_target(line))]
+    # Labels are known for archives whose lists were fetched; only without them apt names the others as well.
+    labels = {(uri, suite): label for uri, suite, label in _list_targets(host)}
+    found = []
+    for uri, suite, _label in _list_targets(host, "--no-release-info"):
+        match = _SUITE.fullmatch(suite)
+        if match and _CODE_NAME.fullmatch(match["base"]) and _is_debian(uri, labels.get((uri, suite))):
+            found.append(Source(uri=uri, suite=suite))
     return tuple(dict.fromkeys(found))
 
 
@@ -70,15 +73,16 @@ def format_options(host: Host) -> str:
     return "".join(netrc.sub(r'\1 "/etc/apt/', line) + "\n" for line in lines)
 
 
-def _parse_target(line: str) -> Source | None:
-    fields = line.split("\t")
-    if len(fields) != 4:
-        return None
-    uri, suite, component, label = fields
-    match = _SUITE.fullmatch(suite)
-    if component != "main" or match is None or not _CODE_NAME.fullmatch(match["base"]):
-        return None
-    # The label is known once the host has fetched the archive's lists; before that, the name of the suite must do.
-    if label not in ("Debian", "Debian-Security", "", "$(LABEL)"):
-        return None
-    return None if any(character.isspace() for character in uri) else Source(uri=uri, suite=suite)
+def _list_targets(host: Host, *options: str) -> list[tuple[str, str, str]]:
+    """URI, suite and label of every archive of the host that has a component `main`."""
+    command = ["apt-get", "indextargets", *options, "--format", _FORMAT, "Identifier: Packages"]
+    done = host.shell.run(command, timeout_s=_TIMEOUT_S, check=False)
+    rows = [line.split("\t") for line in done.text.splitlines()]
+    return [(row[0], row[1], row[3]) for row in rows if len(row) == 4 and row[2] == "main" and " " not in row[0]]
+
+
+def _is_debian(uri: str, label: str | None) -> bool:
+    """Many archives of others have suites called `bookworm` or `stable`. Without a label the mirror's path must do."""
+    if label is not None:
+        return label in ("Debian", "Debian-Security")
+    return uri.rstrip("/").rpartition("/")[2].startswith("debian")
