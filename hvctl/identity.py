@@ -7,7 +7,6 @@ import binascii
 import re
 import secrets
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from hvctl.errors import InvalidSpec
 
@@ -45,11 +44,6 @@ def check_name(name: str) -> str:
 def new_mac() -> str:
     """A random unicast, locally administered MAC address: 0x52 and 40 random bits."""
     return ":".join(f"{byte:02x}" for byte in (0x52, *secrets.token_bytes(5)))
-
-
-def device_name(uuid: UUID) -> str:
-    """The host's end of an instance's network interface: at most 15 characters (IFNAMSIZ), never libvirt's `vnet*`."""
-    return f"hv{uuid.hex[:10]}"
 
 
 def new_key_pair() -> KeyPair:

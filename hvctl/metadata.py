@@ -24,7 +24,6 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.errors import InvalidSpec, Unsupported
-from hvctl.identity import device_name
 from hvctl.model import AccelChoice, Accelerator, Mode, PendingOperation, Provision, Record, Spec
 
 PREFIX = "hvctl"
@@ -114,8 +113,7 @@ def _build(record: Record) -> Element:
     )
     for layer in record.layers:
         SubElement(root, f"{_NS}layer", {"id": layer})
-    device = device_name(record.uuid)
-    interface = {"network": record.network, "mac": record.mac, "address": record.address, "device": device}
+    interface = {"network": record.network, "mac": record.mac, "address": record.address, "device": record.device}
     SubElement(top, f"{_NS}interface", interface)
     access = SubElement(
         top,

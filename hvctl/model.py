@@ -154,6 +154,11 @@ class Record:
     def mode(self) -> Mode:
         return self.spec.mode
 
+    @property
+    def device(self) -> str:
+        """The host's end of its network interface: at most 15 characters (IFNAMSIZ), never libvirt's own `vnet*`."""
+        return f"hv{self.uuid.hex[:10]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Live:

@@ -17,16 +17,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hvctl import metadata
 from hvctl.errors import HvctlError, Interrupted
 from hvctl.events import Sink, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.model import PendingOperation, Record
-
-if TYPE_CHECKING:
-    import libvirt
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +85,7 @@ class Operation:
         self.host = host
         self.verb = verb
         self.record = record
-        self.domain: libvirt.virDomain = domain
+        self.domain = domain
         self._events = events
 
     @contextlib.contextmanager

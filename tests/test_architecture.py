@@ -112,7 +112,7 @@ def mode_decisions(path: Path) -> Iterator[int]:
     def is_mode(node: ast.AST) -> bool:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Mode":
             return node.attr in ("VM", "CONTAINER")
-        return isinstance(node, ast.Constant) and node.value in ("vm", "container", "lxc", "qemu")
+        return isinstance(node, ast.Constant) and node.value in ("vm", "container", "lxc")
 
     for node in ast.walk(ast.parse(path.read_text())):
         match node:

@@ -13,7 +13,6 @@ from hvctl.backends.base import Backend, Secrets, Values
 from hvctl.errors import HostError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.identity import device_name
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
 from hvctl.units import MIB, format_size
@@ -122,7 +121,7 @@ class VmBackend(Backend):
             "credentials": tuple((name, str(store.identity(uuid) / name)) for name in names),
             "network": record.network,
             "mac": record.mac,
-            "device": device_name(uuid),
+            "device": record.device,
             "console_log": str(store.console_log(uuid)),
         }
 

@@ -51,6 +51,29 @@ def ensure_active(connection: Connection, name: str) -> None:
             network.create()
 
 
+def define(connection: Connection, xml: str) -> None:
+    """Define a network from its XML; it is not started."""
+    with in_words("cannot define the network"):
+        connection.handle.networkDefineXML(xml)
+
+
+def undefine(connection: Connection, name: str) -> None:
+    """Stop a network and remove its definition; fine when it is gone."""
+    network = find(connection, name)
+    if network is None:
+        return
+    with in_words(f"cannot remove the network {name!r}"):
+        if network.isActive():
+            network.destroy()
+        network.undefine()
+
+
+def set_autostart(connection: Connection, name: str) -> None:
+    """Let libvirt start the network at boot."""
+    with in_words(f"cannot change the network {name!r}"):
+        get(connection, name).setAutostart(1)
+
+
 def list_reservations(connection: Connection, name: str) -> tuple[Reservation, ...]:
     """All reservations of a network."""
     return _reservations(_definition(get(connection, name)))

@@ -39,10 +39,17 @@ def find_network(connection: Connection, name: str) -> NetworkFacts | None:
         is_active=is_active,
         is_autostart=is_autostart,
         bridge=bridge.get("name", "") if bridge is not None else "",
-        subnets=tuple(_subnet(node) for node in root.iterfind("ip") if node.get("family", "ipv4") == "ipv4"),
+        subnets=_subnets(root),
         has_dhcp=root.find("ip/dhcp") is not None,
         is_routed=root.find("forward") is not None,
     )
+
+
+def list_subnets(connection: Connection) -> list[IPv4Network]:
+    """The IPv4 subnets of all libvirt networks, active or not."""
+    with in_words("cannot list the networks"):
+        definitions = [ElementTree.fromstring(network.XMLDesc()) for network in connection.handle.listAllNetworks()]
+    return [subnet for definition in definitions for subnet in _subnets(definition)]
 
 
 def find_guest_owner(connection: Connection) -> tuple[int, int] | None:
@@ -60,6 +67,22 @@ def find_guest_owner(connection: Connection) -> tuple[int, int] | None:
     return None
 
 
+def _subnets(definition: ElementTree.Element) -> tuple[IPv4Network, ...]:
+    return tuple(_subnet(node) for node in definition.iterfind("ip") if node.get("family", "ipv4") == "ipv4")
+
+
 def _subnet(node: ElementTree.Element) -> IPv4Network:
     mask = node.get("prefix") or node.get("netmask") or "32"
     return IPv4Network(f"{node.get('address', '0.0.0.0')}/{mask}", strict=False)
+
+
+def has_active_domain(connection: Connection) -> bool:
+    """Whether any domain, anybody's, runs under this driver."""
+    with in_words(f"cannot count the domains of {connection.uri}"):
+        return bool(connection.handle.numOfDomains() > 0)
+
+
+def look_at_qemu(connection: Connection) -> None:
+    """Let libvirt learn what this host's QEMU can do; it keeps the answer until QEMU or the kernel changes."""
+    with in_words("libvirt cannot find out what QEMU can do"):
+        connection.handle.getDomainCapabilities(None, "x86_64", None, "qemu", 0)

@@ -1,0 +1,85 @@
+"""`hvctl ssh`, `exec` and `console`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hvctl.cli.app import App, output_options
+from hvctl.errors import Unsupported, UsageError
+
+_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=_PASS_ON)
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--user", "-u", default="", help="Log in as this user (default: the image's).")
+@click.option(
+    "--tty/--no-tty", "-t/-T", default=None, help="With or without a terminal (default: with, when interactive)."
+)
+@output_options
+def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | None) -> int:
+    """Log in, or run a command, over ssh; exits with the command's own code, 255 is hvctl's own failure.
+
+    One word after -- is a shell line, several are passed on as they are.
+
+    Example: hvctl ssh web -- 'uname -a; uptime'
+    """
+    from hvctl.access import ssh as client
+    from hvctl.instances import query
+
+    endpoint = query.get_endpoint(app.host, name, user=user)
+    app.close()
+    return client.run(endpoint, _words(command), with_terminal=tty)
+
+
+@click.command("exec", context_settings=_PASS_ON)
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--tty", "-t", is_flag=True, help="With a terminal (containers only).")
+@output_options
+def exec_(app: App, name: str, command: tuple[str, ...], tty: bool) -> int:
+    """Run a command as root without the network; exits with the command's own code, 255 is hvctl's own failure.
+
+    The words are passed on as they are, never through a shell.
+
+    Example: hvctl exec web -- systemctl status ssh
+    """
+    from hvctl.instances import enter
+
+    if tty:
+        raise Unsupported("exec in a VM has no terminal: the guest agent cannot give one", hint=f"hvctl ssh {name}")
+    stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read(enter.STDIN_LIMIT_BYTES + 1)
+    result = enter.exec_(app.host, name, _words(command), stdin)
+    sys.stdout.buffer.write(result.stdout)
+    sys.stdout.buffer.flush()
+    sys.stderr.buffer.write(result.stderr)
+    sys.stderr.buffer.flush()
+    return result.status
+
+
+@click.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Take the console over from another session.")
+@output_options
+def console(app: App, name: str, force: bool) -> None:
+    """Attach to the serial console; ^] leaves.
+
+    Example: hvctl console web
+    """
+    from hvctl.instances import enter
+
+    if app.is_json:
+        raise UsageError("console has no JSON", hint=f"hvctl logs {name} --json")
+    if sys.stdin.isatty():
+        click.echo(f"console of {name}: ^] leaves, Enter shows a prompt", err=True)
+    was_left = enter.console(app.host, name, force=force)
+    if not was_left:
+        click.echo(f"\r\n{name}: the console has ended: it is off, or somebody took it over", err=True)
+
+
+def _words(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command without the `--` that sets it off from hvctl's own options."""
+    return command[1:] if command[:1] == ("--",) else command

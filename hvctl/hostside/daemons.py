@@ -1,0 +1,144 @@
+"""Starting libvirt's daemons on a host without systemd (a CI runner in a container or small VM).
+
+libvirt's LXC driver fails under the hybrid cgroup tree ("Unable to create directory /sys/fs/cgroup/unified"); there,
+libvirtd lives in a mount namespace of its own without that mount. The namespace is pinned to a file and every later
+libvirtd enters the same one, because in a fresh one it would not see the mounts that its containers stand on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+RUN = Path("/run/hvctl")
+"""Of the machine, not of a store: there is one libvirtd."""
+NAMESPACE = RUN / "namespaces" / "libvirtd"
+STARTED = RUN / "daemons.json"
+_HYBRID = "/sys/fs/cgroup/unified"
+_TIMEOUT_S = 30
+
+
+def has_systemd() -> bool:
+    """Whether systemd is the init of this host (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def find_running(name: str) -> int:
+    """The process of a daemon of this name, or 0."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "comm").read_text().strip() == name:
+                    return int(entry.name)
+            except OSError:
+                continue
+    return 0
+
+
+def is_hybrid() -> bool:
+    """Whether the cgroup v2 tree is mounted beside v1, where libvirt 9's LXC driver stumbles over it."""
+    return any(line.split(" ")[1] == _HYBRID for line in Path("/proc/self/mounts").read_text().splitlines())
+
+
+def start_virtlogd() -> None:
+    """Start virtlogd, which keeps the guests' console logs."""
+    _run(["virtlogd", "-d"])
+    _remember("virtlogd")
+
+
+def start_libvirtd() -> None:
+    """Start libvirtd, in its pinned namespace where the hybrid tree makes that necessary."""
+    if not is_hybrid():
+        _run(["libvirtd", "-d"])
+    elif _is_pinned():
+        _run(["nsenter", f"--mount={NAMESPACE}", "libvirtd", "-d"])
+    else:
+        _make_pin()
+        script = f"umount {_HYBRID} && exec libvirtd -d"
+        _run(["unshare", f"--mount={NAMESPACE}", "--propagation", "slave", "sh", "-c", script])
+    _remember("libvirtd")
+
+
+def reload_libvirtd() -> None:
+    """Let a running libvirtd notice hooks that are new (SIGHUP, https://libvirt.org/hooks.html)."""
+    process = find_running("libvirtd")
+    if process:
+        os.kill(process, signal.SIGHUP)
+
+
+def list_started() -> list[str]:
+    """Names of the daemons that were started here and still run."""
+    return [name for name, (process, started) in _started().items() if _start_time(process) == started]
+
+
+def stop_started() -> None:
+    """End the daemons that were started here; guests go on running without them."""
+    for process, started in _started().values():
+        if _start_time(process) == started:
+            os.kill(process, signal.SIGTERM)
+            _wait_gone(process)
+    if _is_pinned():
+        _run(["umount", str(NAMESPACE)])
+        _run(["umount", str(NAMESPACE.parent)])
+    STARTED.unlink(missing_ok=True)
+
+
+def _make_pin() -> None:
+    """A file that can hold a mount namespace: it must lie on a private mount (unshare(1), --mount=FILE)."""
+    NAMESPACE.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.ismount(NAMESPACE.parent):
+        _run(["mount", "--bind", str(NAMESPACE.parent), str(NAMESPACE.parent)])
+        _run(["mount", "--make-private", str(NAMESPACE.parent)])
+    NAMESPACE.touch()
+
+
+def _is_pinned() -> bool:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split(" ")[4] == str(NAMESPACE) for line in lines)
+
+
+def _run(argv: list[str]) -> None:
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise OSError(f"{argv[0]} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+
+
+def _remember(name: str) -> None:
+    """Note which process is ours, with its start time: a number alone may be another's by then."""
+    RUN.mkdir(exist_ok=True)
+    process = find_running(name)
+    STARTED.write_text(json.dumps({**_started(), name: (process, _start_time(process))}))
+
+
+def _started() -> dict[str, tuple[int, str]]:
+    try:
+        return {
+            name: (int(process), str(started)) for name, (process, started) in json.loads(STARTED.read_text()).items()
+        }
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _start_time(process: int) -> str:
+    """Field 22 of proc(5)'s stat; empty when there is no such process."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+def _wait_gone(process: int) -> None:
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while _start_time(process) and time.monotonic() < deadline_s:
+        time.sleep(0.02)  # not our child: there is nobody to tell us

@@ -1,0 +1,30 @@
+"""Going into a running instance: exec and console (ssh needs only its endpoint, see `query.get_endpoint`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hvctl.access import console as terminal_console
+from hvctl.access.agent import STDIN_LIMIT_BYTES, ExecResult
+from hvctl.backends import get_backend
+from hvctl.errors import UsageError
+from hvctl.host import Host
+from hvctl.instances import query
+
+__all__ = ["STDIN_LIMIT_BYTES", "console", "exec_"]
+
+
+def exec_(host: Host, name: str, argv: Sequence[str], stdin: bytes = b"") -> ExecResult:
+    """Run a command as root inside, without the network.
+
+    Raises WrongState unless it runs, UsageError for too much input, GuestFailed or TimedOut when the guest is mute.
+    """
+    if not argv:
+        raise UsageError("there is no command to run", hint=f"hvctl exec {name} -- COMMAND")
+    instance = query.get_running(host, name)
+    return get_backend(instance.record.mode).run_inside(host, instance.record, tuple(argv), stdin)
+
+
+def console(host: Host, name: str, *, force: bool = False) -> bool:
+    """Sit at the serial console; True when the user left it, False when the guest's side ended."""
+    return terminal_console.attach(host, query.get_running(host, name), force=force)
