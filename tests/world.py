@@ -11,7 +11,7 @@ from pathlib import Path
 from hvctl.host import Host
 from hvctl.hostside import files, locks
 from hvctl.libvirtapi import networks
-from hvctl.model import Mode
+from hvctl.model import Mode, Record
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class World:
     """Locks that somebody holds."""
 
 
-def look(host: Host) -> World:
-    """The world as it is now."""
+def look(host: Host, *, alive: Record | None = None) -> World:
+    """The world as it is now. Of an instance that is `alive` and writes meanwhile, only the names of its files count."""
     store = host.store
     return World(
         domains=frozenset(_domains(host)),
-        files=frozenset(_files(store.root)),
+        files=frozenset(_files(store.root, {str(alive.uuid), *alive.layers} if alive else set())),
         reservations=frozenset(
             (item.mac, item.name, item.address)
             for item in networks.list_reservations(host.connection(Mode.VM), host.config.network)
@@ -74,7 +74,7 @@ def _domains(host: Host) -> list[tuple[str, str, str]]:
     return found
 
 
-def _files(root: Path) -> list[tuple[str, int, int, str]]:
+def _files(root: Path, alive: set[str]) -> list[tuple[str, int, int, str]]:
     """Images are looked at by their facts: their content has a test of its own."""
     found = []
     for path in sorted(root.rglob("*")):
@@ -82,6 +82,9 @@ def _files(root: Path) -> list[tuple[str, int, int, str]]:
             continue
         facts = path.lstat()
         is_small = path.is_file() and facts.st_size < 4 * 1024**2
+        if alive & set(path.parts):
+            found.append((str(path.relative_to(root)), 0, 0, ""))
+            continue
         content = files.hash_file(path) if is_small else str(facts.st_size if path.is_file() else "")
         found.append((str(path.relative_to(root)), facts.st_mode, facts.st_uid, content))
     return found

@@ -5,6 +5,9 @@ The same functions take back a failed `create`, carry out a `delete`, and finish
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from hvctl import metadata
 from hvctl.backends import get_backend
 from hvctl.errors import NotFound
 from hvctl.host import Host
@@ -56,4 +59,5 @@ def apply_autostart(host: Host, record: Record) -> None:
 def write_copy(host: Host, record: Record) -> None:
     """Write its definition, as libvirt has it, to the store: for recovery after an accidental `virsh undefine`."""
     xml = domains.get_xml(domains.get(host.connection(record.mode), record.uuid))
+    xml = metadata.embed(xml, replace(record, pending=None))  # the intent is libvirt's alone to keep
     host.shell.call(files.write_file, host.store.definition(record.uuid), xml.encode(), 0o600)
