@@ -63,3 +63,11 @@ def host(settings: Config, users_home: Path) -> Iterator[Host]:
 def tiny_image(host: Host) -> str:
     """The name of an image that boots nothing but is an image: for everything that needs no guest."""
     return tiny.publish(host, "tiny")
+
+
+@pytest.fixture(scope="session")
+def debian_image(host: Host) -> str:
+    """The name of the default image, built once in this run."""
+    from hvctl import images
+
+    return images.build(host, images.parse_request("debian-12")).name

@@ -52,7 +52,6 @@ SOURCES
 : > etc/machine-id
 rm -f var/lib/dbus/machine-id etc/hostname etc/ssh/ssh_host_* etc/.pwd.lock root/.bash_history \
     var/lib/systemd/random-seed var/cache/ldconfig/aux-cache var/cache/debconf/*-old var/lib/dpkg/*-old
-ln -s /etc/machine-id var/lib/dbus/machine-id
 rm -rf var/log/journal var/lib/apt/lists var/cache/apt run tmp var/tmp var/lib/cloud
 mkdir -p run var/lib/apt/lists/partial var/cache/apt/archives/partial
 mkdir -m 1777 tmp var/tmp
