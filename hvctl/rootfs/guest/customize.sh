@@ -24,7 +24,10 @@ systemctl --root="$tree" --quiet mask \
     sys-fs-fuse-connections.mount modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@fuse.service modprobe@dm_mod.service modprobe@loop.service systemd-random-seed.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount
+    proc-sys-fs-binfmt_misc.automount systemd-udev-load-credentials.service
+# It looks for ssh by vsock at every boot and complains on the console where there is none.
+mkdir -p "$tree/etc/systemd/system-generators"
+ln -s /dev/null "$tree/etc/systemd/system-generators/systemd-ssh-generator"
 
 cd "$tree"
 mkdir -p etc/hvctl/identity
