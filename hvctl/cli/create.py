@@ -118,11 +118,12 @@ def _read_user_data(path: Path | None) -> bytes:
 def _build_missing(app: App, image: str) -> None:
     from hvctl import images
     from hvctl.rootfs import published
+    from hvctl.rootfs.request import parse_request
 
     if published.find_image(app.host, image) is None:
         with app.progress() as events:
             events(Note(image, "there is no such image yet: building it"))
-            images.build(app.host, images.parse_request(image), events)
+            images.build(app.host, parse_request(image), events)
 
 
 def _next(instance: Instance) -> str:

@@ -103,7 +103,9 @@ def _find_running(host: Host, mode: Mode, program: str) -> str:
     except TimedOut as error:
         raise TimedOut(error.message, hint=_restart(host, program)) from error
     except HostError as error:
-        raise HostError(error.message, hint="hvctl host setup" if "hvctl" in error.hint else error.hint) from error
+        hint = "hvctl host setup" if "hvctl" in error.hint else error.hint
+        # Without polkit libvirt lets in root alone, and says so in words about a bus.
+        raise HostError(error.message, hint=hint if os.geteuid() == 0 else "run it as root") from error
 
 
 def find_installed(host: Host, program: str) -> str:

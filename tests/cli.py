@@ -1,0 +1,56 @@
+"""The command line as a user runs it: a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from hvctl.config import Config
+
+TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+def environment(settings: Config) -> dict[str, str]:
+    """The environment that makes a process work on these settings."""
+    return {
+        **os.environ,
+        "HVCTL_STORE": str(settings.store),
+        "HVCTL_RUN": str(settings.run),
+        "HVCTL_NETWORK": settings.network,
+        "HVCTL_VM_URI": settings.vm_uri,
+        "HVCTL_CONTAINER_URI": settings.container_uri,
+    }
+
+
+def run_bytes(
+    settings: Config, *words: str, stdin: bytes = b"", as_user: int | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run hvctl; stdin and stdout as bytes."""
+    return subprocess.run(
+        [sys.executable, "-m", "hvctl", *words],
+        input=stdin,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=environment(settings),
+        user=as_user,
+        group=as_user,
+        extra_groups=[] if as_user is not None else None,
+    )
+
+
+def run(settings: Config, *words: str, stdin: str = "") -> Ran:
+    """Run hvctl; everything as text."""
+    done = run_bytes(settings, *words, stdin=stdin.encode())
+    return Ran(status=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())

@@ -1,0 +1,214 @@
+"""The proof on real guests: what a user does with a VM, from nothing to nothing, beside another that must not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvctl.config import Config
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.instances import create, lifecycle, query, recovery
+from hvctl.libvirtapi import domains
+from hvctl.model import Instance, Mode, Spec, State
+from hvctl.rootfs import published
+from hvctl.units import MIB
+from tests import world
+from tests.cli import run, run_bytes
+
+pytestmark = pytest.mark.guest
+
+
+def make(host: Host, name: str, image: str, **options: object) -> Instance:
+    from hvctl.access import keys
+
+    spec = Spec(name=name, mode=Mode.VM, image=image, cpus=2, memory_bytes=512 * MIB)
+    return create.create(host, create.Request(spec=spec, authorized_keys=keys.find_public_keys(()), **options))  # type: ignore[arg-type]
+
+
+def hash_image(host: Host, name: str) -> dict[str, tuple[str, int, int]]:
+    """Hash, owner and mode of every file of an image beside its tree."""
+    folder = host.store.image(published.get_image(host, name).id)
+    return {
+        path.name: (files.hash_file(path), path.stat().st_uid, path.stat().st_mode)
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def untouched_image(host: Host, debian_image: str) -> dict[str, tuple[str, int, int]]:
+    """What the image's files were before any guest used them."""
+    return hash_image(host, debian_image)
+
+
+@pytest.fixture(scope="module")
+def running(host: Host, debian_image: str, untouched_image: object) -> Iterator[Instance]:
+    """A VM that answers over ssh, shared by the tests that do not change its state."""
+    instance = make(host, "running", debian_image)
+    yield instance
+    lifecycle.delete(host, "running")
+
+
+def test_the_life_of_a_vm(host: Host, settings: Config, debian_image: str, running: Instance) -> None:
+    before = world.look(host)
+    boots_before = run(settings, "exec", "running", "--", "cat", "/proc/sys/kernel/random/boot_id").out
+    name = "alive"
+
+    made = run(settings, "create", name, "--image", debian_image, "--memory", "512M")
+    assert made.status == 0, made.err
+    assert "accelerator" in made.err
+    assert run(settings, "ssh", name, "--", "echo kept > /root/file; sync").status == 0
+    stopped = run(settings, "stop", name)
+    assert (stopped.status, stopped.out) == (0, f"{name}: stopped\n"), stopped.err
+    assert run(settings, "stop", name).out == f"{name}: was stopped already\n"
+    assert run(settings, "start", name).status == 0
+    assert run(settings, "ssh", name, "--", "cat", "/root/file").out == "kept\n"
+    assert run(settings, "exec", name, "--", "sh", "-c", "exit 7").status == 7
+
+    noise = secrets.token_bytes(10 * 1000 * 1000)
+    assert run_bytes(settings, "ssh", name, "--", "cat", stdin=noise).stdout == noise
+
+    assert run(settings, "delete", name).status == 2  # without a terminal it wants --yes
+    assert run(settings, "delete", "--yes", name).status == 0
+    assert world.differences(before, world.look(host)) == []
+    assert run(settings, "exec", "running", "--", "cat", "/proc/sys/kernel/random/boot_id").out == boots_before
+
+
+def test_the_image_is_untouched_after_guests_used_it(
+    host: Host, debian_image: str, untouched_image: dict[str, tuple[str, int, int]], running: Instance
+) -> None:
+    now = hash_image(host, debian_image)
+    assert now == untouched_image
+    assert {owner for _hash, owner, _mode in now.values()} == {0}
+
+
+def test_list_and_show_say_the_same_as_libvirt(settings: Config, running: Instance) -> None:
+    listed = json.loads(run(settings, "list", "--json").out)
+    entry = next(item for item in listed if item["name"] == "running")
+    assert (entry["state"], entry["mode"], entry["cpus"]) == ("running", "vm", 2)
+    assert entry == json.loads(run(settings, "show", "running", "--json").out)
+    assert "running" in run(settings, "list").out
+    assert "\x1b" not in run(settings, "list").out
+
+
+def test_a_guest_knows_its_name_and_finds_the_world(settings: Config, running: Instance) -> None:
+    script = "hostname; cat /etc/hostname; getent hosts running | cut -d' ' -f1; systemctl is-system-running"
+    done = run(settings, "ssh", "running", "--", script)
+    assert done.out.split() == ["running", "running", running.record.address, "running"], done
+
+
+def test_exec_passes_input_output_and_arguments(settings: Config, running: Instance) -> None:
+    done = run(settings, "exec", "running", "--", "sh", "-c", 'cat; echo "$1" >&2', "sh", "$(id); 'x'\n", stdin="in\n")
+    assert (done.status, done.out, done.err) == (0, "in\n", "$(id); 'x'\n\n")
+    assert run(settings, "exec", "running", "--", "no-such-program").status == 127
+    assert run(settings, "exec", "-t", "running", "--", "id").status == 255
+    lines = run(settings, "exec", "running", "--", "seq", "1", "200000").out.split()
+    assert lines == [str(number) for number in range(1, 200001)]
+
+
+def test_exec_refuses_more_input_than_the_agent_takes(settings: Config, running: Instance) -> None:
+    done = run_bytes(settings, "exec", "running", "--", "wc", "-c", stdin=b"x" * (1024 * 1024 + 1))
+    assert (done.returncode, done.stdout) == (255, b"")
+    assert run_bytes(settings, "exec", "running", "--", "wc", "-c", stdin=b"x" * 1024 * 1024).stdout == b"1048576\n"
+
+
+def test_a_changed_host_key_is_a_hard_error(host: Host, settings: Config, running: Instance) -> None:
+    """Somebody else's key at its address: nothing is sent, nothing is run."""
+    from dataclasses import replace
+
+    from hvctl import identity
+    from hvctl.access import ssh
+    from hvctl.errors import HostError
+
+    other = replace(query.get_endpoint(host, "running"), host_key=identity.new_key_pair().public)
+    with pytest.raises(HostError, match="is not the one that hvctl made"):
+        ssh.run(other, ["true"])
+
+
+def test_nothing_secret_is_world_readable_or_in_libvirt(host: Host, running: Instance) -> None:
+    uuid = running.record.uuid
+    private = (host.store.identity(uuid) / "hvctl.host_key").read_text().split("\n")[1]
+    domain = domains.get(host.connection(Mode.VM), uuid)
+    assert private not in domain.XMLDesc()
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+    assert not any(private.encode() in words for words in commands)
+    assert (
+        subprocess.run(
+            ["grep", "-rqs", private, str(host.store.root)],
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            timeout=60,
+            check=False,
+        ).returncode
+        != 0
+    )
+
+
+def test_the_definition_is_valid_for_libvirts_own_tools(host: Host, running: Instance, tmp_path: Path) -> None:
+    file = tmp_path / "domain.xml"
+    uri = host.config.vm_uri
+    file.write_text(
+        subprocess.run(
+            ["virsh", "-c", uri, "dumpxml", "--inactive", "running"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
+    )
+    assert (
+        subprocess.run(
+            ["virt-xml-validate", str(file), "domain"], capture_output=True, timeout=30, check=False
+        ).returncode
+        == 0
+    )
+
+
+def test_pause_and_resume(host: Host, settings: Config, running: Instance) -> None:
+    assert run(settings, "pause", "running").out == "running: paused\n"
+    assert run(settings, "pause", "running").out == "running: was paused already\n"
+    assert query.get(host, "running").state is State.PAUSED
+    refused = run(settings, "ssh", "running", "--", "true")
+    assert (refused.status, "hvctl resume running" in refused.err) == (255, True)
+    assert run(settings, "stop", "running").status == 5
+    assert run(settings, "resume", "running").out == "running: resumed\n"
+    assert run(settings, "ssh", "running", "--", "true").status == 0
+
+
+def test_set_says_what_is_live_and_what_waits(host: Host, settings: Config, running: Instance) -> None:
+    done = json.loads(run(settings, "set", "running", "--cpus", "1", "--memory", "384M", "--autostart", "--json").out)
+    assert {item["field"]: item["live"] for item in done} == {"cpus": False, "memory": True, "autostart": True}
+    assert query.get(host, "running").live.is_autostart
+    assert run(settings, "set", "running", "--no-autostart", "--cpus", "2", "--memory", "512M").status == 0
+    assert not query.get(host, "running").live.is_autostart
+
+
+def test_rename_of_a_running_one_is_refused(settings: Config, running: Instance) -> None:
+    done = run(settings, "rename", "running", "other")
+    assert (done.status, "hvctl stop running" in done.err) == (5, True)
+
+
+def test_virsh_can_do_it_all_and_a_lost_definition_comes_back(host: Host, settings: Config, running: Instance) -> None:
+    """virsh shutdown and start work; after `virsh undefine` the guest comes back with its data, keys and address."""
+    virsh = ["virsh", "-c", host.config.vm_uri]
+    assert run(settings, "ssh", "running", "--", "echo data > /root/data; sync").status == 0
+    assert run(settings, "stop", "running").status == 0
+    subprocess.run([*virsh, "start", "running"], check=True, timeout=60)
+    assert run(settings, "start", "running").out == "running: was running already\n"  # and it answers over ssh
+    subprocess.run([*virsh, "undefine", "running"], check=True, timeout=60)
+    subprocess.run([*virsh, "destroy", "running"], check=True, timeout=60)
+    assert query.find(host, "running") is None
+    assert [record.name for record in recovery.list_lost(host)] == ["running"]
+    assert run(settings, "host", "recover").out == "running\n"
+    assert run(settings, "host", "recover", "running").status == 0
+    assert query.get(host, "running").record == running.record
+    assert run(settings, "start", "running").status == 0
+    assert run(settings, "ssh", "running", "--", "cat", "/root/data").out == "data\n"
