@@ -131,6 +131,9 @@ def _make_tree(work: _Build) -> None:
     done = work.host.shell.run(_bootstrap_command(work), timeout_s=_BOOTSTRAP_TIMEOUT_S, check=False, on_line=on_line)
     if done.status != 0:
         raise _bootstrap_failure(work.request, done)
+    # No device nodes in the store; every guest mounts a /dev of its own.
+    call(files.remove, work.rootfs / "dev")
+    call(files.make_directory, work.rootfs / "dev", 0o755)
 
 
 def _bootstrap_failure(request: BuildRequest, done: Completed) -> CommandFailed:
@@ -159,7 +162,6 @@ def _bootstrap_command(work: _Build) -> list[str]:
         f"--include={','.join((*_PACKAGES, *work.request.packages))}",
         f"--aptopt={work.directory / 'apt.conf'}",
         "--dpkgopt=force-unsafe-io",  # the tree is synced as a whole when it is published
-        "--skip=output/dev",  # no device nodes in the store; every guest has a devtmpfs
         f"--setup-hook=tar-in {quoted['guest.tar']} /",
         f'--customize-hook=sh {quoted["customize.sh"]} "$1" {work.request.suite}',
         work.request.suite,

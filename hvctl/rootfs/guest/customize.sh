@@ -24,7 +24,10 @@ systemctl --root="$tree" --quiet mask \
     sys-fs-fuse-connections.mount modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@fuse.service modprobe@dm_mod.service modprobe@loop.service systemd-random-seed.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-binfmt.service \
-    proc-sys-fs-binfmt_misc.automount
+    proc-sys-fs-binfmt_misc.automount systemd-udev-load-credentials.service
+# It looks for ssh by vsock at every boot and complains on the console where there is none.
+mkdir -p "$tree/etc/systemd/system-generators"
+ln -s /dev/null "$tree/etc/systemd/system-generators/systemd-ssh-generator"
 
 cd "$tree"
 mkdir -p etc/hvctl/identity
@@ -52,7 +55,6 @@ SOURCES
 : > etc/machine-id
 rm -f var/lib/dbus/machine-id etc/hostname etc/ssh/ssh_host_* etc/.pwd.lock root/.bash_history \
     var/lib/systemd/random-seed var/cache/ldconfig/aux-cache var/cache/debconf/*-old var/lib/dpkg/*-old
-ln -s /etc/machine-id var/lib/dbus/machine-id
 rm -rf var/log/journal var/lib/apt/lists var/cache/apt run tmp var/tmp var/lib/cloud
 mkdir -p run var/lib/apt/lists/partial var/cache/apt/archives/partial
 mkdir -m 1777 tmp var/tmp
