@@ -49,7 +49,7 @@ class App:
     def __init__(self) -> None:
         self.is_json = False
         self._host: Host | None = None
-        self._printing = threading.Lock()
+        self._printing = threading.RLock()
 
     @property
     def host(self) -> Host:

@@ -1,9 +1,14 @@
-"""An image's manifest: the Image value as `manifest.json`, and back. The only place that knows the file's shape."""
+"""An image's manifest: the Image value as `manifest.json`, and back. The only place that knows the file's shape.
+
+The identifier is the SHA-256, in hex, of the manifest's content without identifier, name and time of building: the
+same files have the same identifier whenever they were built and however they are called.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,16 +17,14 @@ from hvctl.model import Artefact, Disk, Image, Provision
 
 SCHEMA = 1
 
+_OUTSIDE_IDENTIFIER = ("id", "name", "created_at")
+# A plain file in the image's own directory: never a path, an option or a hidden file.
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
 
 def seal(image: Image) -> Image:
-    """The image with its identifier: the SHA-256, in hex, of its manifest without identifier, name and time.
-
-    So one and the same content has one identifier, whenever it was built and however it is called.
-    """
-    content = _as_dict(image)
-    for field in ("id", "name", "created_at"):
-        del content[field]
-    return replace(image, id=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
+    """The image with its identifier."""
+    return replace(image, id=_identify(_as_dict(image)))
 
 
 def format_manifest(image: Image) -> bytes:
@@ -30,14 +33,25 @@ def format_manifest(image: Image) -> bytes:
 
 
 def parse(content: bytes, source: str) -> Image:
-    """The image that a manifest describes. Raises Unsupported for a newer schema, InvalidSpec for a damaged file."""
+    """The image that a manifest describes; keys that this version does not know are left aside.
+
+    Raises Unsupported for a newer schema, InvalidSpec for a damaged file or one that was changed after it was sealed.
+    """
     try:
         data = json.loads(content)
-        if data["schema"] > SCHEMA:
+        if int(data["schema"]) > SCHEMA:
             raise Unsupported(f"the image in {source} was made by a newer hvctl", hint="upgrade hvctl on this machine")
-        return _from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        image = _from_dict(data)
+        if image.id != _identify(data):
+            raise ValueError("its content is not what its identifier says")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidSpec(f"the manifest {source} is damaged: {error!r}", hint="build the image again") from error
+    return image
+
+
+def _identify(data: dict[str, Any]) -> str:
+    content = {key: value for key, value in data.items() if key not in _OUTSIDE_IDENTIFIER}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _as_dict(image: Image) -> dict[str, Any]:
@@ -45,7 +59,6 @@ def _as_dict(image: Image) -> dict[str, Any]:
 
 
 def _from_dict(data: dict[str, Any]) -> Image:
-    disk = data["disk"]
     return Image(
         id=str(data["id"]),
         name=str(data["name"]),
@@ -55,11 +68,7 @@ def _from_dict(data: dict[str, Any]) -> Image:
         created_at=str(data["created_at"]),
         login_user=str(data["login_user"]),
         provision=Provision(data["provision"]),
-        disk=None
-        if disk is None
-        else Disk(
-            artefact=_artefact(disk["artefact"]), format=str(disk["format"]), virtual_bytes=int(disk["virtual_bytes"])
-        ),
+        disk=_disk(data["disk"]) if data["disk"] else None,
         kernel=_artefact(data["kernel"]) if data["kernel"] else None,
         initrd=_artefact(data["initrd"]) if data["initrd"] else None,
         kernel_arguments=tuple(str(word) for word in data["kernel_arguments"]),
@@ -69,8 +78,14 @@ def _from_dict(data: dict[str, Any]) -> Image:
     )
 
 
+def _disk(data: dict[str, Any]) -> Disk:
+    return Disk(
+        artefact=_artefact(data["artefact"]), format=str(data["format"]), virtual_bytes=int(data["virtual_bytes"])
+    )
+
+
 def _artefact(data: dict[str, Any]) -> Artefact:
     file = str(data["file"])
-    if "/" in file or file.startswith("."):
+    if not _FILE.fullmatch(file):
         raise ValueError(f"file name {file!r}")
     return Artefact(file=file, size_bytes=int(data["size_bytes"]), sha256=str(data["sha256"]))

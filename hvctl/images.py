@@ -1,0 +1,175 @@
+"""Images: build, list, show, delete. What is in use cannot be deleted, and a rebuilt name leaves the old image there.
+
+A name is a tag, one file with an identifier; the image itself lies under its identifier and is never written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from hvctl import metadata
+from hvctl.errors import HvctlError, NotFound, WrongState
+from hvctl.events import Sink, ignore
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.model import Image
+from hvctl.rootfs import debian, published
+from hvctl.rootfs.request import BuildRequest, parse_request
+
+__all__ = [
+    "BuildRequest",
+    "Listed",
+    "build",
+    "delete",
+    "get",
+    "list_images",
+    "parse_request",
+    "prune",
+    "users_of",
+]
+
+_GOING = ".going-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """An image as `image list` gives it."""
+
+    name: str
+    image: Image | None
+    """None when it is damaged or gone; `problem` says how."""
+    size_bytes: int = 0
+    """What its files take in the store, its root tree left out."""
+    users: tuple[str, ...] = ()
+    """Names of the instances that stand on it."""
+    problem: str = ""
+
+
+def build(host: Host, request: BuildRequest, events: Sink = ignore) -> Image:
+    """Build an image and give it its name; an older image of that name stays as long as an instance uses it.
+
+    Takes a minute or two. Raises HostError without root or space, CommandFailed when a program fails; the name then
+    still means what it did.
+    """
+    host.require_root("image build")
+    image = debian.build(host, request, events)
+    with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
+        prune(host)
+    return image
+
+
+def get(host: Host, name: str) -> Listed:
+    """One image by name. Raises NotFound, and HostError when it is damaged."""
+    image = published.get_image(host, name)
+    return _listed(image, _users_by_image(host))
+
+
+def list_images(host: Host) -> tuple[Listed, ...]:
+    """All images by name, the damaged ones too."""
+    users = _users_by_image(host)
+    found = []
+    for name in published.list_tags(host):
+        try:
+            image = published.find_image(host, name)
+        except HvctlError as error:
+            found.append(Listed(name=name, image=None, problem=error.message))
+        else:
+            found += [_listed(image, users)] if image else []
+    return tuple(found)
+
+
+def delete(host: Host, name: str) -> None:
+    """Delete an image and its name.
+
+    Raises NotFound, and WrongState with the names of the instances while any stands on it. A damaged image can be
+    deleted too.
+    """
+    host.require_root("image delete")
+    tag = host.store.tags / published.check_tag(name)
+    with published.changing(host):
+        if not host.shell.call(files.exists, tag):
+            raise NotFound(f"there is no image {name!r}", hint="see which there are: hvctl image list")
+        image_id = _find_id(host, name)
+        users = users_of(host, image_id)
+        if users and _named_ids(host).count(image_id) == 1:
+            raise WrongState(
+                f"image {name!r} is in use by {', '.join(users)}",
+                hint=f"delete them first: hvctl delete {' '.join(users)}",
+            )
+        host.shell.call(files.remove, tag)
+    prune(host)
+
+
+def users_of(host: Host, image_id: str) -> tuple[str, ...]:
+    """The names of the instances that stand on an image, sorted; lost ones, which only the store remembers, too."""
+    return _users_by_image(host).get(image_id, ())
+
+
+def prune(host: Host) -> tuple[str, ...]:
+    """Remove images that have no name any more and no user; their identifiers.
+
+    Raises HostError unless both of libvirt's drivers answered.
+    """
+    call = host.shell.call
+    with published.changing(host):
+        named, users = _named_ids(host), _users_by_image(host)
+        unused = [id_ for id_ in published.list_ids(host) if id_ not in named and id_ not in users]
+        # `create` takes no lock of ours. So an image is first moved out of reach: whoever claimed it before is seen by
+        # the second look, and it comes back; whoever comes later does not find it any more.
+        for image_id in unused:
+            call(files.publish, host.store.image(image_id), host.store.images / f"{_GOING}{image_id}")
+        return _finish_going(host)
+
+
+def _finish_going(host: Host) -> tuple[str, ...]:
+    """Remove what was moved out of reach, now or before a crash, and has no user; put the rest back."""
+    call = host.shell.call
+    users, gone = _users_by_image(host), []
+    for name in call(files.list_names, host.store.images):
+        image_id = name.removeprefix(_GOING)
+        if image_id == name:
+            continue
+        if image_id in users and not call(files.exists, host.store.image(image_id)):
+            call(files.publish, host.store.images / name, host.store.image(image_id))
+        else:
+            call(files.remove, host.store.images / name)
+            gone.append(image_id)
+    return tuple(gone)
+
+
+def _named_ids(host: Host) -> list[str]:
+    """The identifiers that names stand for, once for each name; damaged names stand for none."""
+    return [image_id for name in published.list_tags(host) if (image_id := _find_id(host, name))]
+
+
+def _find_id(host: Host, name: str) -> str:
+    try:
+        return published.find_id(host, name) or ""
+    except HvctlError:
+        return ""
+
+
+def _listed(image: Image, users: dict[str, tuple[str, ...]]) -> Listed:
+    parts = (image.disk.artefact if image.disk else None, image.kernel, image.initrd)
+    return Listed(
+        name=image.name,
+        image=image,
+        size_bytes=sum(part.size_bytes for part in parts if part is not None),
+        users=users.get(image.id, ()),
+    )
+
+
+def _users_by_image(host: Host) -> dict[str, tuple[str, ...]]:
+    """Image identifier -> names of its users: from libvirt, and from the copies in the store, in case a definition
+    was removed behind our back and is to be recovered."""
+    pairs = {(instance.record.image_id, instance.name) for instance in host.instances()}
+    for uuid in host.shell.call(files.list_names, host.store.instances):
+        definition = host.store.instances / uuid / "domain.xml"
+        if host.shell.call(files.exists, definition):
+            record = metadata.find(host.read_text(definition))
+            pairs |= {(record.image_id, record.name)} if record is not None else set()
+    users: dict[str, tuple[str, ...]] = {}
+    for image_id, name in sorted(pairs):
+        users[image_id] = (*users.get(image_id, ()), name)
+    return users
