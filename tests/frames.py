@@ -41,6 +41,20 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as in_:
     print(json.dumps(seen))
 """
 
+_SERVER = """
+import socket
+with socket.create_server(("", 7)) as server:
+    print("ready", flush=True)
+    print(server.accept()[1][0])
+"""
+_CLIENT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 7), timeout=1).close()
+except OSError:
+    sys.exit(1)
+"""
+
 
 def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
@@ -113,6 +127,24 @@ class Lab:
     def load(self, commands: str) -> None:
         """Give commands to nft beside the bridge."""
         run("ip", "netns", "exec", self.name, "nft", "-f", "-", text=commands)
+
+    def address(self, port: str, far: str, near: str) -> None:
+        """Take a port off the bridge and make this namespace the router of its far end."""
+        run("ip", "-n", self.name, "link", "set", port, "nomaster")
+        run("ip", "-n", self.name, "address", "add", near, "dev", port)
+        run("ip", "-n", f"{self.name}-{port}", "address", "add", far, "dev", "guest")
+        run("ip", "-n", f"{self.name}-{port}", "route", "add", "default", "via", near.partition("/")[0])
+        run("ip", "netns", "exec", self.name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    def ask(self, from_: str, address: str, at: str) -> str:
+        """Who a connection from behind one port is from, seen behind the other; empty when it is not made."""
+        with subprocess.Popen(inside(f"{self.name}-{at}", _SERVER), stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            connect = inside(f"{self.name}-{from_}", _CLIENT, address)
+            if subprocess.run(connect, timeout=30, check=False).returncode != 0:
+                server.terminate()
+            return server.stdout.readline().strip()
 
     def arrives(self, from_: str, frame: bytes, at: str) -> bool:
         return frame in self.received(from_, [frame], at)

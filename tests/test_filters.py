@@ -163,3 +163,25 @@ def test_the_hook_leaves_others_domains_alone(tmp_path: Path, operation: str) ->
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "hvctl.hostside.filters" not in done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[frames.Lab]:
+    """The bridge's namespace as a router between a guest (10.99.0.10) and somebody outside (192.0.2.2)."""
+    with frames.lab("hvctl-test-router", (MINE.device, "outside")) as made:
+        made.address(MINE.device, f"{MINE.address}/24", "10.99.0.1/24")
+        made.address("outside", "192.0.2.2/24", "192.0.2.1/24")
+        made.load(filters.render([], [SUBNET]))
+        yield made
+
+
+@pytest.mark.guest
+def test_a_guest_reaches_the_outside_by_the_hosts_address(routed: frames.Lab) -> None:
+    assert routed.ask(MINE.device, "192.0.2.2", "outside") == "192.0.2.1"
+
+
+@pytest.mark.guest
+def test_nobody_outside_reaches_a_guest(routed: frames.Lab) -> None:
+    assert routed.ask("outside", MINE.address, MINE.device) == ""
+    routed.load("flush chain ip hvctl entering")  # the control: but for that rule, it would
+    assert routed.ask("outside", MINE.address, MINE.device) == "192.0.2.2"

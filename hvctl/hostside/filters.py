@@ -159,7 +159,8 @@ def _format_routing(subnets: Iterable[str]) -> str:
     return f"""
     chain leaving {{
         type nat hook postrouting priority srcnat; policy accept;
-        ip daddr { 224.0.0.0/4, 255.255.255.255 } return
+        ip daddr 224.0.0.0/4 return
+        ip daddr 255.255.255.255 return
 {"".join(out)}    }}
     chain entering {{
         type filter hook forward priority filter; policy accept;
