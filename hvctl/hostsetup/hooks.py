@@ -29,7 +29,7 @@ import sys
 sys.path.insert(0, "{CODE}")
 sys.dont_write_bytecode = True
 from hvctl.hostside import hook
-sys.exit(hook.main(sys.argv))
+hook.main(sys.argv)
 """
 
 

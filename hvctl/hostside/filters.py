@@ -1,56 +1,65 @@
 """The packet filter: guests cannot pretend to be another, and reach the world through the host's address.
 
-Two nftables tables, each written whole in one transaction, so that there is never half a filter:
+Two nftables tables, written whole in one transaction from two directories, so that there is never half a filter and
+that a ruleset which somebody flushed is complete again at the next start of any guest:
 
-- `bridge hvctl`: frames that enter a bridge from a guest's interface must carry that guest's MAC and IPv4 address. Two
-  sets hold who may say what; an instance is an element in each. Some 7 ms for one `nft`; libvirt's own clean-traffic
-  filter costs 1.3 s a start.
-- `ip hvctl`: masquerading for the networks of hvctl. libvirt would do that too (`<forward mode="nat">`), but then
-  rewrites its whole firewall at every change of a reservation: 470 ms instead of 2 ms (libvirt 9.0).
+- `bridge hvctl`: frames that enter a bridge from a guest's interface must carry that guest's MAC and IPv4 address.
+  Interfaces that are nobody's here are not touched. Some 7 ms for one `nft`; libvirt's own clean-traffic filter costs
+  1.3 s a start.
+- `ip hvctl`: masquerading for the networks of hvctl, and nobody outside opens a connection into them. libvirt would do
+  that too (`<forward mode="nat">`), but then rewrites its whole firewall at every change of a reservation: 470 ms
+  instead of 2 ms (libvirt 9.0).
 
 hvctl's networks are IPv4; IPv6 from guests is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import os
 import re
+import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvctl.hostside import locks
+
 NETWORKS = Path("/usr/local/lib/hvctl/networks")
 """One JSON file for each network of hvctl on this host: what must be there again after a boot or a flush."""
+GUESTS = Path("/run/hvctl-guests")
+"""One file for each guest that runs, named after its interface: `MAC ADDRESS`. A boot empties it, as it does the host."""
 
 _DEVICE = re.compile(r"hv[0-9a-f]{10}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _TIMEOUT_S = 10
 
-_GUESTS = """
-table bridge hvctl {
-    set macs { type ifname . ether_addr; }
-    set addresses { type ifname . ether_addr . ipv4_addr; }
-    chain guests {
+# Only ARP and IPv4 pass, so that nothing hides in a tagged frame. An ARP probe (RFC 5227) has no sender address yet.
+# `@th,288,48` is the client's MAC inside a DHCP message (RFC 2131, chaddr), for which nft has no word.
+_FROM_GUESTS = """
+    chain from_guests {
         type filter hook prerouting priority -300; policy accept;
-        iifname != "hv*" accept
+        iifname != @ports accept
         iifname . ether saddr != @macs drop
-        ether type arp goto arp_from_guest
-        ether type ip goto ip_from_guest
+        ether type arp goto arp_from_guests
+        ether type ip goto ip_from_guests
         drop
     }
-    chain arp_from_guest {
+    chain arp_from_guests {
         iifname . arp saddr ether . arp saddr ip @addresses accept
-        iifname . arp saddr ether @macs arp saddr ip 0.0.0.0 accept
+        arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept
         drop
     }
-    chain ip_from_guest {
-        ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
+    chain ip_from_guests {
         udp sport 67 drop
+        udp dport 67 iifname . @th,288,48 != @clients drop
         iifname . ether saddr . ip saddr @addresses accept
+        ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
         drop
     }
-}
 """
 
 
@@ -63,49 +72,52 @@ class Guest:
     address: str
 
     def __post_init__(self) -> None:
+        # These texts become commands of nft that root runs.
         ipaddress.IPv4Address(self.address)
         if not _DEVICE.fullmatch(self.device) or not _MAC.fullmatch(self.mac):
             raise ValueError(f"not a guest's interface: {self!r}")
 
 
 def admit(guest: Guest) -> None:
-    """Let this guest through the filter, which is made where it is missing; fine when it is let through already."""
-    commands = [] if _has_table("bridge") else [_GUESTS]
-    commands.append(f"add element bridge hvctl macs {{ {guest.device} . {guest.mac} }}")
-    commands.append(f"add element bridge hvctl addresses {{ {guest.device} . {guest.mac} . {guest.address} }}")
-    if not _has_table("ip"):
-        commands.append(_masquerade())
-    _nft(commands)
+    """Let this guest speak as itself, and only so; fine when it may already."""
+    with _locked():
+        (GUESTS / guest.device).write_text(f"{guest.mac} {guest.address}\n")
+        _load()
 
 
 def dismiss(guest: Guest) -> None:
-    """Take this guest out of the filter again; fine when it is not in."""
-    if not _has_table("bridge"):
-        return
-    elements = (
-        f"macs {{ {guest.device} . {guest.mac} }}",
-        f"addresses {{ {guest.device} . {guest.mac} . {guest.address} }}",
-    )
-    # nft has no "delete if there": adding first makes the deletion always valid, in one transaction.
-    _nft([f"{verb} element bridge hvctl {element}" for element in elements for verb in ("add", "delete")])
+    """Forget this guest; fine when it is not known."""
+    with _locked():
+        with contextlib.suppress(FileNotFoundError):
+            (GUESTS / guest.device).unlink()
+        _load()
 
 
 def restore() -> None:
-    """Write the masquerading anew from the networks that are registered, and make the guests' table if it is missing."""
-    commands = [] if _has_table("bridge") else [_GUESTS]
-    commands.append(_masquerade())
-    _nft(commands)
+    """Write both tables anew from the networks and guests that are registered."""
+    with _locked():
+        _load()
 
 
 def remove() -> None:
-    """Remove both tables."""
-    _nft([f"{verb} table {family} hvctl" for family in ("bridge", "ip") for verb in ("add", "delete")])
+    """Remove both tables, and what is known of guests."""
+    _nft("".join(f"add table {family} hvctl\ndelete table {family} hvctl\n" for family in ("bridge", "ip")))
+    shutil.rmtree(GUESTS, ignore_errors=True)
 
 
 def is_in_place() -> bool:
     """Whether both tables are there and every registered network is masqueraded."""
-    done = _run(["nft", "list", "table", "ip", "hvctl"])
-    return _has_table("bridge") and done.returncode == 0 and all(subnet in done.stdout for subnet in subnets())
+    done = _run(["list", "table", "ip", "hvctl"])
+    has_bridge = _run(["list", "table", "bridge", "hvctl"]).returncode == 0
+    return has_bridge and done.returncode == 0 and all(subnet in done.stdout for subnet in subnets())
+
+
+def guests() -> list[Guest]:
+    """The guests that are registered, by interface."""
+    found = []
+    for name in sorted(os.listdir(GUESTS)) if GUESTS.is_dir() else []:
+        found.append(Guest(name, *(GUESTS / name).read_text().split()))
+    return found
 
 
 def subnets() -> list[str]:
@@ -116,30 +128,68 @@ def subnets() -> list[str]:
     return sorted(found)
 
 
-def _masquerade() -> str:
-    rules = "\n".join(f"ip saddr {subnet} ip daddr != {subnet} masquerade" for subnet in subnets())
+def render(guests: Iterable[Guest], subnets: Iterable[str]) -> str:
+    """The commands for `nft -f` that put these tables in the place of the old ones."""
+    guests = list(guests)
+    rows = {
+        "ports { type ifname;": [guest.device for guest in guests],
+        "macs { type ifname . ether_addr;": [f"{guest.device} . {guest.mac}" for guest in guests],
+        "addresses { type ifname . ether_addr . ipv4_addr;": [
+            f"{guest.device} . {guest.mac} . {guest.address}" for guest in guests
+        ],
+        "clients { typeof iifname . @th,288,48;": [
+            f"{guest.device} . 0x{guest.mac.replace(':', '')}" for guest in guests
+        ],
+    }
+    sets = "".join(f"    set {head} {_elements(row)} }}\n" for head, row in rows.items())
+    return _replace("bridge", sets + _FROM_GUESTS) + _replace("ip", _format_routing(subnets))
+
+
+def _elements(row: list[str]) -> str:
+    return f"elements = {{ {', '.join(row)} }};" if row else ""
+
+
+def _format_routing(subnets: Iterable[str]) -> str:
+    out, in_ = [], []
+    for subnet in subnets:
+        out.append(f"        ip saddr {subnet} ip daddr != {subnet} masquerade\n")
+        # A peer on the host's network needs only a route to knock at every guest; a forwarded port is asked for.
+        # Guests' own traffic comes by here as well where br_netfilter is on (Docker turns it on).
+        in_.append(f"        ip daddr {subnet} ip saddr != {subnet} ct state new ct status != dnat drop\n")
     return f"""
-add table ip hvctl
-delete table ip hvctl
-table ip hvctl {{
-    chain postrouting {{
+    chain leaving {{
         type nat hook postrouting priority srcnat; policy accept;
         ip daddr 224.0.0.0/4 return
-        {rules}
-    }}
-}}
+        ip daddr 255.255.255.255 return
+{"".join(out)}    }}
+    chain entering {{
+        type filter hook forward priority filter; policy accept;
+{"".join(in_)}    }}
 """
 
 
-def _has_table(family: str) -> bool:
-    return _run(["nft", "list", "tables", family]).stdout.find(" hvctl") >= 0
+def _replace(family: str, content: str) -> str:
+    """Adding first makes the deletion valid always; nft does all of it at once or nothing."""
+    return f"add table {family} hvctl\ndelete table {family} hvctl\ntable {family} hvctl {{\n{content}}}\n"
 
 
-def _nft(commands: list[str]) -> None:
-    done = _run(["nft", "-f", "-"], "\n".join(commands))
+def _locked() -> contextlib.AbstractContextManager[None]:
+    """Two guests that start at once must not each load tables without the other."""
+    GUESTS.mkdir(mode=0o755, exist_ok=True)
+    return locks.hold(GUESTS.with_suffix(".lock"), timeout_s=_TIMEOUT_S)
+
+
+def _load() -> None:
+    _nft(render(guests(), subnets()))
+
+
+def _nft(commands: str) -> None:
+    done = _run(["-f", "-"], commands)
     if done.returncode != 0:
         raise OSError(f"nft refused the filter: {done.stderr.strip()[:500]}")
 
 
-def _run(argv: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+def _run(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    # A hook's PATH is libvirtd's, which may lack sbin.
+    nft = shutil.which("nft") or "/usr/sbin/nft"
+    return subprocess.run([nft, *words], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

@@ -1,0 +1,187 @@
+"""The packet filter against real frames: three ports of a bridge in network namespaces of this test's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvctl.hostside import filters
+from tests import frames
+
+MINE = filters.Guest("hv00000000aa", "52:00:00:00:00:aa", "10.99.0.10")
+OTHER = filters.Guest("hv00000000bb", "52:00:00:00:00:bb", "10.99.0.11")
+SUBNET = "10.99.0.0/24"
+
+# What a guest may send: it is let through. Each is (name, frame).
+HONEST = {
+    "arp request": frames.arp(MINE.mac, MINE.mac, MINE.address, OTHER.address),
+    "arp probe": frames.arp(MINE.mac, MINE.mac, "0.0.0.0", MINE.address),
+    "ipv4": frames.udp(MINE.mac, MINE.address, OTHER.address, 4000, 5000),
+    "dhcp discover": frames.udp(MINE.mac, "0.0.0.0", "255.255.255.255", 68, 67, frames.dhcp(MINE.mac)),
+    "dhcp renewal": frames.udp(MINE.mac, MINE.address, "10.99.0.1", 68, 67, frames.dhcp(MINE.mac)),
+}
+# What it may not: nobody must ever see it.
+FORGED = {
+    "another's mac": frames.udp(OTHER.mac, MINE.address, OTHER.address, 4000, 5000),
+    "arp from another's mac": frames.arp(OTHER.mac, MINE.mac, MINE.address, OTHER.address),
+    "another's ipv4 address": frames.udp(MINE.mac, OTHER.address, "10.99.0.1", 4000, 5000),
+    "the host's ipv4 address": frames.udp(MINE.mac, "10.99.0.1", OTHER.address, 4000, 5000),
+    "no ipv4 address outside dhcp": frames.udp(MINE.mac, "0.0.0.0", OTHER.address, 4000, 5000),
+    "arp for another's address": frames.arp(MINE.mac, MINE.mac, OTHER.address, OTHER.address, is_reply=True),
+    "arp for the gateway": frames.arp(MINE.mac, MINE.mac, "10.99.0.1", "10.99.0.1", is_reply=True),
+    "arp with another's mac inside": frames.arp(MINE.mac, OTHER.mac, MINE.address, OTHER.address, is_reply=True),
+    "dhcp server": frames.udp(MINE.mac, MINE.address, "255.255.255.255", 67, 68, frames.dhcp(OTHER.mac, is_reply=True)),
+    "dhcp in another's name": frames.udp(MINE.mac, "0.0.0.0", "255.255.255.255", 68, 67, frames.dhcp(OTHER.mac)),
+    "release of another's lease": frames.udp(MINE.mac, MINE.address, "10.99.0.1", 68, 67, frames.dhcp(OTHER.mac)),
+    "router advertisement": frames.router_advertisement(MINE.mac),
+    "a tagged frame": frames.tagged(frames.udp(MINE.mac, OTHER.address, "10.99.0.1", 4000, 5000)),
+    "a bridge protocol frame": frames.spanning_tree(MINE.mac),
+}
+
+
+@pytest.fixture(scope="module")
+def bridged() -> Iterator[frames.Lab]:
+    """A bridge with two guests' ports and the tables for both, all in a network namespace of its own."""
+    with frames.lab(f"hvctl-test-{MINE.device}", (MINE.device, OTHER.device)) as made:
+        made.load(filters.render([MINE, OTHER], [SUBNET]))
+        yield made
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("name", HONEST)
+def test_a_guest_speaks_as_itself(bridged: frames.Lab, name: str) -> None:
+    assert bridged.arrives(MINE.device, HONEST[name], OTHER.device)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("name", FORGED)
+def test_a_guest_cannot_send(bridged: frames.Lab, name: str) -> None:
+    honest = HONEST["ipv4"]  # sent after the forged frame, so that "nothing came" is not just "nothing yet"
+    assert bridged.received(MINE.device, [FORGED[name], honest], OTHER.device) == [honest]
+
+
+@pytest.mark.guest
+def test_without_the_tables_forged_frames_do_arrive(bridged: frames.Lab) -> None:
+    """The control: it is the filter that stops them, not the way they are sent."""
+    bridged.load("delete table bridge hvctl; delete table ip hvctl")
+    try:
+        for name, frame in FORGED.items():
+            assert name == "a bridge protocol frame" or bridged.arrives(MINE.device, frame, OTHER.device), name
+    finally:
+        bridged.load(filters.render([MINE, OTHER], [SUBNET]))
+
+
+@pytest.mark.guest
+def test_a_port_that_is_nobodys_is_left_alone(bridged: frames.Lab) -> None:
+    bridged.load(filters.render([OTHER], [SUBNET]))
+    try:
+        assert bridged.arrives(MINE.device, FORGED["another's mac"], OTHER.device)
+    finally:
+        bridged.load(filters.render([MINE, OTHER], [SUBNET]))
+
+
+@pytest.mark.parametrize(
+    ("device", "mac", "address"),
+    [
+        ("eth0", MINE.mac, MINE.address),
+        (f'{MINE.device}"; flush ruleset; #', MINE.mac, MINE.address),
+        (MINE.device, f"{MINE.mac} }}; flush ruleset", MINE.address),
+        (MINE.device, MINE.mac.upper(), MINE.address),
+        (MINE.device, MINE.mac, "10.0.0.1 }; flush ruleset"),
+        (MINE.device, MINE.mac, ""),
+    ],
+)
+def test_nothing_but_an_interface_a_mac_and_an_address_reaches_nft(device: str, mac: str, address: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        filters.Guest(device, mac, address)
+
+
+def hook(operation: str, definition: str, path: str) -> subprocess.CompletedProcess[str]:
+    """Run the hook as libvirt does, in a network namespace of its own, with guests kept in `path`."""
+    script = (
+        "import pathlib, sys; from hvctl.hostside import filters, hook; "
+        "filters.GUESTS = pathlib.Path(sys.argv.pop()); hook.main(sys.argv)"
+    )
+    argv = ["unshare", "--net", "sh", "-c", '"$0" "$@"; code=$?; nft -j list ruleset; exit $code']
+    argv += [sys.executable, "-c", script, "web", *operation.split(), "-", path]
+    return subprocess.run(argv, input=definition, capture_output=True, text=True, timeout=60, check=False)
+
+
+def definition(address: str) -> str:
+    return f"""<domain type="qemu"><name>web</name><metadata>
+        <hvctl:instance xmlns:hvctl="urn:hvctl" schema="1">
+          <hvctl:interface network="hvctl" mac="{MINE.mac}" address="{address}" device="{MINE.device}"/>
+        </hvctl:instance></metadata></domain>"""
+
+
+@pytest.mark.guest
+def test_the_hook_admits_before_the_start_and_dismisses_after_the_end(tmp_path: Path) -> None:
+    guests = tmp_path / "guests"
+    started = hook("prepare begin", definition(MINE.address), str(guests))
+    assert (started.returncode, started.stderr) == (0, "")
+    assert MINE.address in json.dumps(json.loads(started.stdout))
+    assert (guests / MINE.device).read_text() == f"{MINE.mac} {MINE.address}\n"
+    again = hook("prepare begin", definition(MINE.address), str(guests))
+    assert again.stdout == started.stdout
+    ended = hook("release end", definition(MINE.address), str(guests))
+    assert ended.returncode == 0
+    assert list(guests.iterdir()) == []
+    assert MINE.address not in ended.stdout
+
+
+@pytest.mark.guest
+def test_a_start_brings_back_every_guest_of_a_flushed_ruleset(tmp_path: Path) -> None:
+    """Each call has a fresh network namespace, which is a ruleset that was flushed."""
+    guests = tmp_path / "guests"
+    guests.mkdir()
+    (guests / OTHER.device).write_text(f"{OTHER.mac} {OTHER.address}\n")
+    started = hook("prepare begin", definition(MINE.address), str(guests))
+    assert MINE.address in started.stdout
+    assert OTHER.address in started.stdout
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize(("operation", "code"), [("prepare begin", 1), ("reconnect begin", 0), ("release end", 0)])
+def test_a_failing_hook_refuses_only_a_start(tmp_path: Path, operation: str, code: int) -> None:
+    done = hook(operation, definition("no address"), str(tmp_path / "guests"))
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1
+    assert "'web'" in done.stderr
+
+
+@pytest.mark.parametrize("operation", ["prepare begin", "start begin", "reconnect begin", "release end"])
+def test_the_hook_leaves_others_domains_alone(tmp_path: Path, operation: str) -> None:
+    script = "import sys; from hvctl.hostside import hook; hook.main(sys.argv); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "web", *operation.split(), "-"],
+        input="<domain/>", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hvctl.hostside.filters" not in done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[frames.Lab]:
+    """The bridge's namespace as a router between a guest (10.99.0.10) and somebody outside (192.0.2.2)."""
+    with frames.lab("hvctl-test-router", (MINE.device, "outside")) as made:
+        made.address(MINE.device, f"{MINE.address}/24", "10.99.0.1/24")
+        made.address("outside", "192.0.2.2/24", "192.0.2.1/24")
+        made.load(filters.render([], [SUBNET]))
+        yield made
+
+
+@pytest.mark.guest
+def test_a_guest_reaches_the_outside_by_the_hosts_address(routed: frames.Lab) -> None:
+    assert routed.ask(MINE.device, "192.0.2.2", "outside") == "192.0.2.1"
+
+
+@pytest.mark.guest
+def test_nobody_outside_reaches_a_guest(routed: frames.Lab) -> None:
+    assert routed.ask("outside", MINE.address, MINE.device) == ""
+    routed.load("flush chain ip hvctl entering")  # the control: but for that rule, it would
+    assert routed.ask("outside", MINE.address, MINE.device) == "192.0.2.2"
