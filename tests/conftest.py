@@ -15,6 +15,12 @@ from hvctl.host import Host
 from tests import tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden files anew; read the diff in review"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Guests after everything that is quick, so that a mistake shows early."""
     items.sort(key=lambda item: bool(item.get_closest_marker("guest")))

@@ -12,7 +12,7 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends.base import Backend, Secrets, Values
 from hvctl.errors import HostError, InvalidSpec
 from hvctl.host import Host
-from hvctl.hostside import files
+from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
 from hvctl.units import MIB, format_size
@@ -20,6 +20,15 @@ from hvctl.units import MIB, format_size
 _QEMU_IMG_TIMEOUT_S = 60
 # The smallest that the images of today boot with under direct kernel boot; less makes the kernel panic in its initrd.
 _LEAST_MEMORY_BYTES = 128 * MIB
+
+
+# UEFI code and variables, without secure boot (its build refuses a kernel that is booted directly and not signed):
+# Debian and Ubuntu, Fedora's family, Arch.
+_FIRMWARE = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+)
 
 
 class VmBackend(Backend):
@@ -101,6 +110,7 @@ class VmBackend(Backend):
         is_kvm = record.accelerator is Accelerator.KVM
         has_kernel = bool(record.kernel_release)
         has_seed = host.shell.call(files.exists, store.seed(uuid))
+        firmware = host.shell.call(machine.find_pair, _FIRMWARE)
         arguments = image.kernel_arguments if has_seed else (*image.kernel_arguments, "cloud-init=disabled")
         names = ("hvctl.name", "hvctl.host_key", "hvctl.authorized_keys")
         return {
@@ -118,6 +128,9 @@ class VmBackend(Backend):
             "disk": str(store.layer_disk(record.layers[-1])),
             "seed": str(store.seed(uuid)) if has_seed else "",
             "nvram": str(store.nvram(uuid)),
+            "firmware_code": firmware[0],
+            "firmware_variables": firmware[1],
+            "nested_cpu_features": host.shell.call(machine.virtualisation_features) if is_kvm else ("svm",),
             "credentials": tuple((name, str(store.identity(uuid) / name)) for name in names),
             "network": record.network,
             "mac": record.mac,

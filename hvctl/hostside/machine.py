@@ -123,3 +123,19 @@ def measure_space(path: Path) -> tuple[int, int, int]:
     facts = os.statvfs(path)
     inodes = facts.f_favail if facts.f_files else -1
     return facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, inodes
+
+
+def find_pair(candidates: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """The first pair of files of which both are there; the first of all when none is."""
+    return next((pair for pair in candidates if all(os.path.exists(path) for path in pair)), candidates[0])
+
+
+def virtualisation_features() -> tuple[str, ...]:
+    """The CPU's virtualisation extension by libvirt's name, `vmx` or `svm`, as a tuple of one; empty without one."""
+    flags = set()
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("flags"):
+                flags = set(line.partition(":")[2].split())
+                break
+    return tuple(feature for feature in ("vmx", "svm") if feature in flags)

@@ -13,7 +13,7 @@ from hvctl.libvirtapi import schema
 from hvctl.model import Accelerator, Artefact, Disk, Image, Mode, Provision, Record, Spec
 from hvctl.units import GIB
 
-_IMAGE = Image(
+IMAGE = Image(
     id="0" * 64,
     name="example-image",
     os="debian",
@@ -34,12 +34,12 @@ _IMAGE = Image(
 
 def make_record(mode: Mode, template: str, store: Path, variables: Mapping[str, str]) -> Record:
     """A record with values that are the same on every machine."""
-    spec = Spec(name="example", mode=mode, image=_IMAGE.name, template=template, variables=tuple(variables.items()))
+    spec = Spec(name="example", mode=mode, image=IMAGE.name, template=template, variables=tuple(variables.items()))
     return Record(
         uuid=UUID("00000000-0000-4000-8000-000000000001"),
         spec=spec,
         store=store,
-        image_id=_IMAGE.id,
+        image_id=IMAGE.id,
         layers=("00000000-0000-4000-8000-000000000002",),
         network="hvctl",
         mac="52:00:00:00:00:01",
@@ -47,8 +47,8 @@ def make_record(mode: Mode, template: str, store: Path, variables: Mapping[str, 
         host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEX",
         authorized_keys=(),
         accelerator=Accelerator.TCG,
-        kernel_release=_IMAGE.kernel_release,
-        created_at=_IMAGE.created_at,
+        kernel_release=IMAGE.kernel_release,
+        created_at=IMAGE.created_at,
     )
 
 
@@ -57,8 +57,8 @@ def render_example(host: Host, mode: Mode, name: str, variables: Mapping[str, st
     template = templates.get_template(mode, name, host.config.template_folders)
     record = make_record(mode, name, host.store.root, variables)
     backend = get_backend(mode)
-    xml = templates.render(template, backend.format_values(host, record, _IMAGE), variables)
-    return metadata.embed(backend.finish_xml(host, record, _IMAGE, xml), record)
+    xml = templates.render(template, backend.format_values(host, record, IMAGE), variables)
+    return metadata.embed(backend.finish_xml(host, record, IMAGE, xml), record)
 
 
 def check(host: Host, mode: Mode, name: str, variables: Mapping[str, str]) -> None:

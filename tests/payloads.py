@@ -1,0 +1,28 @@
+"""Texts that would like to be more than text: for every field that somebody may fill."""
+
+PAYLOADS = [
+    "</name><devices><emulator>/tmp/canary</emulator></devices><name>",
+    "'/><disk type='block'><source dev='/dev/sda'/></disk><x a='",
+    '"/><qemu:commandline><qemu:arg value="-monitor"/></qemu:commandline><x a="',
+    "<!--",
+    "--><x/><!--",
+    "]]>",
+    "<![CDATA[<x/>]]>",
+    "&lt;x&gt;",
+    "&#60;x&#62;",
+    "&xxe;",
+    "<?xml version='1.0'?>",
+    "{{ 7 * 7 }}",
+    "{% for x in range(9) %}x{% endfor %}",
+    "$(touch /tmp/canary)",
+    "`id`; rm -rf /",
+    "a,file=/etc/shadow",
+    "-oProxyCommand=touch /tmp/canary",
+    "../../../etc/passwd",
+    "line\nbreak",
+    "nul\0byte",
+    "bell\x07",
+    "\u202egnp.exe",
+    "\u2028separator",
+    "x" * 300,
+]

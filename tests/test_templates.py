@@ -1,0 +1,143 @@
+"""Templates: golden files, libvirt's schema, and values that would like to be more than text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from hvctl import templates
+from hvctl.backends import get_backend
+from hvctl.config import Config
+from hvctl.errors import InvalidSpec, NotFound
+from hvctl.host import Host
+from hvctl.instances import examples
+from hvctl.libvirtapi import schema
+from hvctl.model import Mode
+from tests.payloads import PAYLOADS
+
+GOLDEN = Path(__file__).parent / "golden"
+BUILTIN = [(item.mode, item.name) for item in templates.list_templates(()) if item.mode is Mode.VM]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """Settings with a fixed store, on no libvirt at all."""
+    return Host(Config(store=Path("/var/lib/hvctl"), run=tmp_path, template_folders=(tmp_path,)))
+
+
+@pytest.mark.parametrize(("mode", "name"), BUILTIN)
+def test_a_template_renders_as_its_golden_file(
+    host: Host, mode: Mode, name: str, request: pytest.FixtureRequest
+) -> None:
+    rendered = examples.render_example(host, mode, name, {})
+    file = GOLDEN / f"{mode}-{name}.xml"
+    if request.config.getoption("--update-golden"):
+        file.write_text(rendered)
+    assert rendered == file.read_text()
+
+
+@pytest.mark.parametrize(("mode", "name"), BUILTIN)
+def test_libvirt_takes_what_a_template_gives(host: Host, mode: Mode, name: str) -> None:
+    examples.check(host, mode, name, {})
+
+
+def test_libvirts_schema_refuses_what_it_does_not_know(host: Host) -> None:
+    xml = examples.render_example(host, Mode.VM, "default", {}).replace("<devices>", "<devices><nonsense/>")
+    with pytest.raises(InvalidSpec, match="not valid"):
+        schema.check_domain(xml)
+
+
+def test_every_template_says_what_it_is_for() -> None:
+    assert all(item.purpose for item in templates.list_templates(()))
+
+
+def shape(xml: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The tree without its texts: each element's tag and attribute names, in document order."""
+    return [(element.tag, tuple(element.attrib)) for element in ElementTree.fromstring(xml).iter()]
+
+
+def free_texts() -> Iterator[str]:
+    """Values of templates that hold text from outside (names, paths): those that are strings in the example."""
+    host = Host(Config())
+    record = examples.make_record(Mode.VM, "default", Path("/store"), {})
+    values = get_backend(Mode.VM).format_values(host, record, examples.IMAGE)
+    yield from (name for name, value in values.items() if isinstance(value, str) and value)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("field", sorted(free_texts()))
+@pytest.mark.parametrize(("mode", "name"), BUILTIN)
+def test_a_value_stays_a_text(host: Host, mode: Mode, name: str, field: str, payload: str) -> None:
+    """Refused for a control character, or there as it was, the tree's shape being that of harmless values."""
+    template = templates.get_template(mode, name, ())
+    record = examples.make_record(mode, name, host.store.root, {})
+    harmless = dict(get_backend(mode).format_values(host, record, examples.IMAGE))
+    try:
+        xml = templates.render(template, {**harmless, field: payload}, {})
+    except InvalidSpec:
+        assert re.search("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]", payload)
+        return
+    assert shape(xml) == shape(templates.render(template, harmless, {}))
+    if field in template.path.read_text():
+        assert payload.strip() in ElementTree.tostring(
+            ElementTree.fromstring(xml), "unicode", method="text"
+        ) + " ".join(value for element in ElementTree.fromstring(xml).iter() for value in element.attrib.values())
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_variable_stays_a_text(host: Host, tmp_path: Path, payload: str) -> None:
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "mine.xml").write_text('<domain a="{{ vars.X }}"><title>{{ vars.X }}</title></domain>')
+    template = templates.get_template(Mode.VM, "mine", (tmp_path,))
+    try:
+        xml = templates.render(template, {}, {"X": payload})
+    except InvalidSpec:
+        return
+    root = ElementTree.fromstring(xml)
+    assert (root.attrib["a"], root.findtext("title")) == (payload, payload)
+    assert shape(xml) == [("domain", ("a",)), ("title", ())]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("<domain>", "not well-formed"),
+        ("no xml", "not well-formed"),
+        ("<network/>", "no <domain>"),
+        ("<domain>{{ nosuch }}</domain>", "no value"),
+        ("<domain>{{ vars.missing }}</domain>", "no value"),
+        ("<domain>{{ 1 / 0 }}</domain>", "cannot be rendered"),
+        ("<domain>{% if %}</domain>", "cannot be rendered"),
+        ("<domain>{{ name | safe }}</domain>", "not well-formed"),
+        ('<!DOCTYPE d [<!ENTITY x "y">]><domain>&x;</domain>', "document type"),
+    ],
+)
+def test_a_bad_template_is_named_with_its_fault(tmp_path: Path, source: str, reason: str) -> None:
+    file = tmp_path / "bad.xml"
+    file.write_text(source)
+    template = templates.get_template(Mode.VM, str(file), ())
+    with pytest.raises(InvalidSpec, match=reason):
+        templates.render(template, {"name": "<b>"}, {})
+
+
+def test_a_template_of_the_users_hides_a_builtin_one(tmp_path: Path) -> None:
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "default.xml").write_text("<domain/>")
+    assert not templates.get_template(Mode.VM, "default", (tmp_path,)).is_builtin
+    assert len(templates.list_templates((tmp_path,))) == len(templates.list_templates(()))
+
+
+@pytest.mark.parametrize("name", ["nosuch", "./nosuch.xml", "/etc"])
+def test_an_unknown_template_is_not_found(name: str) -> None:
+    with pytest.raises(NotFound):
+        templates.get_template(Mode.VM, name, ())
+
+
+@pytest.mark.parametrize("name", ["..", "-f", "a b", "x" * 300, "a\0b", "\u202eabc"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSpec):
+        templates.get_template(Mode.VM, name, ())
