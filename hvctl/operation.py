@@ -105,6 +105,12 @@ class Operation:
         log.debug("define %s:\n%s", self.record.name, domain_xml)
         self.domain = domains.define(connection, metadata.embed(domain_xml, self.record))
 
+    def redo_after(self, committed: str) -> None:
+        """Do all steps after the one that committed, from the record alone: just as a recovery would."""
+        for step in self.verb.steps[self.verb.index(committed) :]:
+            with self.step(step.name):
+                step.redo(self.host, self.record)
+
     def clear(self) -> None:
         """Remove the intent: the change is complete."""
         self._tell(CLEAR)
@@ -140,6 +146,11 @@ def begin(
     except BaseException as error:
         _after_failure(operation, error)
         raise
+
+
+def intend(verb: Verb, **arguments: str) -> PendingOperation:
+    """The intent of a verb that needs more than the record to be finished: its arguments are recorded with it."""
+    return PendingOperation(verb=verb.name, step="", arguments=tuple(arguments.items()))
 
 
 def roll_back(host: Host, verb: Verb, record: Record) -> None:

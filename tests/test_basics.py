@@ -46,7 +46,7 @@ def test_sizes_and_durations_for_people() -> None:
         "12s",
         "3m05s",
         "2h10m",
-        "6d",
+        "5d",
     ]
 
 

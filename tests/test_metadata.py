@@ -67,14 +67,20 @@ def test_unknown_parts_are_kept() -> None:
     assert "later" in metadata.embed(DOMAIN, record)
 
 
-@pytest.mark.parametrize("part", ["mode=", "<hvctl:access", 'memory="'])
-def test_a_damaged_record_is_named(part: str) -> None:
+@pytest.mark.parametrize(
+    ("whole", "damaged"),
+    [
+        ('mode="vm"', 'mode="toaster"'),
+        ('cpus="2"', 'cpus="two"'),
+        ("hvctl:interface", "hvctl:interfxce"),
+        ('mac="', 'mxc="'),
+    ],
+)
+def test_a_damaged_record_is_named(whole: str, damaged: str) -> None:
+    xml = metadata.embed(DOMAIN, RECORD)
+    assert whole in xml
     with pytest.raises(InvalidSpec, match="record of 'example' is damaged"):
-        metadata.find(
-            metadata.embed(DOMAIN, RECORD)
-            .replace(part, part.replace("e", "x").replace("m", "x"))
-            .replace("</hvctl:access", "</hvctl:accxss")
-        )
+        metadata.find(xml.replace(whole, damaged))
 
 
 @pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if payload.isprintable()])

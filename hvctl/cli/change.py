@@ -50,3 +50,21 @@ def set_(app: App, name: str, cpus: int | None, memory: int | None, autostart: b
             click.echo(f"{name}: {item.field} {item.value}, {when}")
 
     app.print_result([{"field": item.field, "value": item.value, "live": item.is_live} for item in done], for_people)
+
+
+@click.command()
+@click.argument("name")
+@output_options
+def kernel(app: App, name: str) -> None:
+    """Let a running guest boot the newest kernel that is installed in it, from its next start on.
+
+    For guests of images that hvctl builds; others boot their kernel themselves.
+
+    Example: hvctl kernel web
+    """
+    from hvctl.instances.kernel import update_kernel
+
+    with app.progress() as events:
+        release = update_kernel(app.host, name, events)
+    text = f"{name}: boots {release} from the next start on; next: hvctl restart {name}"
+    app.print_result({"name": name, "kernel": release}, lambda: click.echo(text))

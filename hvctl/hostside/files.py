@@ -176,3 +176,10 @@ def size(path: Path) -> int:
         return path.stat(follow_symlinks=False).st_size
     except FileNotFoundError:
         return 0
+
+
+def replace_if_there(source: Path, target: Path) -> None:
+    """Rename over the target; fine when the source has been renamed already."""
+    with contextlib.suppress(FileNotFoundError):
+        source.rename(target)
+    sync_directory(target.parent)

@@ -12,10 +12,11 @@ from hvctl.errors import AlreadyExists, HvctlError, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import effects, query
+from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.libvirtapi import domains, networks
-from hvctl.model import Instance, Mode, PendingOperation, Record, State
-from hvctl.operation import Operation, Step, Verb
+from hvctl.model import Instance, Mode, Record, State
+from hvctl.operation import Step, Verb
 
 
 def _arguments(record: Record) -> dict[str, str]:
@@ -94,17 +95,14 @@ def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
             raise WrongState(f"cannot rename {old!r}: it is {instance.state}", hint=f"hvctl stop {old}")
         if _is_taken(host, new):
             raise AlreadyExists(f"there is already an instance {new!r}", hint="choose another name")
-        record = replace(
-            instance.record,
-            pending=PendingOperation(verb=RENAME.name, step="", arguments=(("from", old), ("to", new))),
-        )
-        with operation.begin(host, RENAME, record, _claim_existing(host), events) as change:
+        record = replace(instance.record, pending=operation.intend(RENAME, **{"from": old, "to": new}))
+        with operation.begin(host, RENAME, record, claim_existing(host), events) as change:
             with change.step("address"):
                 _move_reservation(host, record, new)
             with change.step("rename"):
                 get_backend(record.mode).rename(host, change.record, new)
             change.record = replace(change.record, spec=replace(change.record.spec, name=new))
-            _redo_after(change, "rename")
+            change.redo_after("rename")
         return query.get(host, new)
 
 
@@ -127,9 +125,9 @@ def set_(host: Host, name: str, changes: Changes, events: Sink = ignore) -> tupl
         get_backend(record.mode).check_size(spec)
         domain = domains.get(host.connection(record.mode), record.uuid)
         xml = _resize(domains.get_xml(domain), record)
-        with operation.begin(host, SET, record, _claim_existing(host), events) as change:
+        with operation.begin(host, SET, record, claim_existing(host), events) as change:
             change.commit("define", xml)
-            _redo_after(change, "define")
+            change.redo_after("define")
         return _report(host, instance, changes, domain)
 
 
@@ -170,23 +168,6 @@ def _resize(xml: str, record: Record) -> str:
     if current is not None:
         domain.remove(current)
     return ElementTree.tostring(domain, encoding="unicode")
-
-
-def _claim_existing(host: Host) -> Callable[[Record], object]:
-    """A claim on an instance that is there: the intent is written into its record."""
-
-    def claim(record: Record) -> object:
-        domain = domains.get(host.connection(record.mode), record.uuid)
-        operation.write_record(host, domain, record)
-        return domain
-
-    return claim
-
-
-def _redo_after(change: Operation, committed: str) -> None:
-    for step in change.verb.steps[change.verb.index(committed) :]:
-        with change.step(step.name):
-            step.redo(change.host, change.record)
 
 
 def _find_renamed(host: Host, old: str, new: str) -> Instance | None:

@@ -171,9 +171,7 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
         with change.step("root"):
             backend.create_root(host, change.record, plan.image)
         change.commit("define", format_xml(host, plan, change.record))
-        for step in CREATE.steps[CREATE.index("define") :]:
-            with change.step(step.name):
-                step.redo(host, change.record)
+        change.redo_after("define")
 
 
 def _reserve(host: Host, record: Record) -> str:

@@ -6,6 +6,7 @@ The same functions take back a failed `create`, carry out a `delete`, and finish
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hvctl import metadata
 from hvctl.backends import get_backend
@@ -14,6 +15,11 @@ from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Record
+
+
+def get_domain(host: Host, record: Record) -> Any:
+    """libvirt's object for an instance. Raises NotFound."""
+    return domains.get(host.connection(record.mode), record.uuid)
 
 
 def release_address(host: Host, record: Record) -> None:
@@ -35,7 +41,7 @@ def discard_root(host: Host, record: Record) -> None:
 def kill(host: Host, record: Record) -> None:
     """End its process."""
     try:
-        domain = domains.get(host.connection(record.mode), record.uuid)
+        domain = get_domain(host, record)
     except NotFound:
         return
     domains.kill(domain)
@@ -45,7 +51,7 @@ def undefine(host: Host, record: Record) -> None:
     """Remove its definition from libvirt."""
     kill(host, record)
     try:
-        domain = domains.get(host.connection(record.mode), record.uuid)
+        domain = get_domain(host, record)
     except NotFound:
         return
     domains.undefine(domain)
@@ -53,11 +59,11 @@ def undefine(host: Host, record: Record) -> None:
 
 def apply_autostart(host: Host, record: Record) -> None:
     """Let libvirt start it at boot, or not, as its spec says."""
-    domains.set_autostart(domains.get(host.connection(record.mode), record.uuid), record.spec.autostart)
+    domains.set_autostart(get_domain(host, record), record.spec.autostart)
 
 
 def write_copy(host: Host, record: Record) -> None:
     """Write its definition, as libvirt has it, to the store: for recovery after an accidental `virsh undefine`."""
-    xml = domains.get_xml(domains.get(host.connection(record.mode), record.uuid))
+    xml = domains.get_xml(get_domain(host, record))
     xml = metadata.embed(xml, replace(record, pending=None))  # the intent is libvirt's alone to keep
     host.shell.call(files.write_file, host.store.definition(record.uuid), xml.encode(), 0o600)

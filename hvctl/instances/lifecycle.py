@@ -7,6 +7,7 @@ from hvctl.errors import NotFound, TimedOut, WrongState
 from hvctl.events import Sink, Stage, ignore
 from hvctl.host import Host
 from hvctl.instances import effects, query, wait
+from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Instance, Record, State, Wait
@@ -142,13 +143,5 @@ def delete(host: Host, name: str, events: Sink = ignore) -> None:
 
 
 def _delete_locked(host: Host, record: Record, events: Sink) -> None:
-    domain = domains.get(host.connection(record.mode), record.uuid)
-
-    def claim(claimed: Record) -> object:
-        operation.write_record(host, domain, claimed)
-        return domain
-
-    with operation.begin(host, DELETE, record, claim, events) as change:
-        for step in DELETE.steps:
-            with change.step(step.name):
-                step.redo(host, change.record)
+    with operation.begin(host, DELETE, record, claim_existing(host), events) as change:
+        change.redo_after(CLAIM)

@@ -16,9 +16,10 @@ def verbs() -> dict[str, Verb]:
     """Every verb that changes an instance, by name. A new one is registered here; the crash tests walk this table."""
     from hvctl.instances.change import RENAME, SET
     from hvctl.instances.create import CREATE
+    from hvctl.instances.kernel import KERNEL
     from hvctl.instances.lifecycle import DELETE
 
-    return {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET)}
+    return {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL)}
 
 
 def settle(host: Host, record: Record) -> str:

@@ -1,0 +1,104 @@
+"""A newer kernel for a guest whose host boots it directly: the one that is installed in the guest."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from hvctl import operation
+from hvctl.access import ssh
+from hvctl.errors import GuestFailed, Unsupported
+from hvctl.events import Sink, ignore
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.instances import effects, query
+from hvctl.instances.claim import claim_existing
+from hvctl.model import Endpoint, Record
+from hvctl.operation import Step, Verb
+
+_GUEST_PROGRAM = "/usr/lib/hvctl/kernel"
+_RELEASE = re.compile(r"[0-9][A-Za-z0-9.+~-]{0,63}", re.ASCII)
+_LIMIT_BYTES = 256 * 1024**2
+_ASIDE = ".new"
+
+
+def _swap(host: Host, record: Record) -> None:
+    """Give the fetched files their names; fine when they have them already."""
+    for path in _boot_files(host, record):
+        host.shell.call(files.replace_if_there, _aside(path), path)
+
+
+def _discard(host: Host, record: Record) -> None:
+    for path in _boot_files(host, record):
+        host.shell.call(files.remove, _aside(path))
+
+
+KERNEL = Verb(
+    name="kernel",
+    steps=(
+        Step(name="fetch", undo=_discard),
+        Step(name="swap", redo=_swap),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="fetch",
+)
+
+
+def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
+    """Let a running guest boot the newest kernel that is installed in it, from its next start on; gives its release.
+
+    Its package is pinned in the guest, so that upgrades leave the modules alone. Raises Unsupported for an instance that
+    boots by itself, GuestFailed when the guest has no such kernel.
+    """
+    host.require_root("kernel")
+    with host.lock(name):
+        instance = query.get_running(host, name)
+        record = instance.record
+        if not record.kernel_release:
+            raise Unsupported(f"{name!r} boots its kernel itself", hint="nothing is to be done: restart it")
+        endpoint = query.endpoint_of(instance)
+        release = _ask(endpoint, f"{_GUEST_PROGRAM} newest")
+        if not _RELEASE.fullmatch(release):
+            raise GuestFailed(
+                f"{name!r} has no installed kernel with an initrd ({release[:60]!r})", hint="apt full-upgrade"
+            )
+        if release == record.kernel_release:
+            return release
+        with operation.begin(host, KERNEL, record, claim_existing(host), events) as change:
+            with change.step("fetch"):
+                _fetch(host, record, endpoint, release)
+            change.record = replace(change.record, kernel_release=release)  # recorded with the next step: the commit
+            change.redo_after("fetch")
+    return release
+
+
+def _fetch(host: Host, record: Record, endpoint: Endpoint, release: str) -> None:
+    """Both files beside the ones in use, then the package pinned: the guest keeps modules for both until then."""
+    for source, path in zip((f"vmlinuz-{release}", f"initrd.img-{release}"), _boot_files(host, record), strict=True):
+        content = io.BytesIO()
+        if ssh.capture(endpoint, ["cat", f"/boot/{source}"], content) != 0 or not 0 < content.tell() < _LIMIT_BYTES:
+            raise GuestFailed(
+                f"cannot read /boot/{source} in {record.name!r}", hint=f"hvctl ssh {record.name} -- ls /boot"
+            )
+        host.shell.call(files.write_file, _aside(path), content.getvalue(), 0o444)
+    _ask(endpoint, f"{_GUEST_PROGRAM} pin {release}")
+
+
+def _ask(endpoint: Endpoint, command: str) -> str:
+    answer = io.BytesIO()
+    if ssh.capture(endpoint, [command], answer) != 0:
+        raise GuestFailed(
+            f"{command!r} failed in {endpoint.instance!r}",
+            hint="images that hvctl builds have it; others boot by themselves",
+        )
+    return answer.getvalue().decode(errors="replace").strip()
+
+
+def _boot_files(host: Host, record: Record) -> tuple[Path, Path]:
+    return host.store.kernel(record.uuid), host.store.initrd(record.uuid)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + _ASIDE)
