@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import functools
 import secrets
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,13 +17,9 @@ from hvctl.instances import change, create, lifecycle, query
 from hvctl.instances.recovery import verbs
 from hvctl.model import State
 from hvctl.operation import CLEAR
-from tests import tiny, world
+from tests import tiny, victims, world
 
 pytestmark = pytest.mark.guest
-
-# A process that has hvctl imported and no connection open: each victim is forked from it.
-_victims = multiprocessing.get_context("forkserver")
-_victims.set_forkserver_preload(["tests.test_crash", "libvirt", "cryptography.hazmat.primitives.asymmetric.ed25519"])
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ SCENARIOS = {
     ),
 }
 
-# Verbs that need a guest that answers; their steps are killed in test_guest.py.
+# Verbs that need a guest that answers; their steps are killed in test_images_guest.py.
 IN_A_GUEST = {"kernel"}
 
 POINTS = [
@@ -80,21 +74,12 @@ def test_every_verb_has_a_scenario() -> None:
     assert set(SCENARIOS) | IN_A_GUEST == set(verbs())
 
 
-def _die_at(settings: Config, verb: str, step: str, name: str) -> None:
-    """In the victim: do the verb, and kill -9 ourselves when that step begins."""
-
-    def kill(event: Event) -> None:
-        if isinstance(event, StepStarted) and (event.verb, event.step) == (verb, step):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    SCENARIOS[verb].act(Host(settings), name, kill)
+def _do(verb: str, host: Host, name: str, events: Sink) -> object:
+    return SCENARIOS[verb].act(host, name, events)
 
 
 def _run_victim(settings: Config, verb: str, step: str, name: str) -> None:
-    victim = _victims.Process(target=_die_at, args=(settings, verb, step, name))
-    victim.start()
-    victim.join(timeout=60)
-    assert victim.exitcode == -signal.SIGKILL, f"{verb} never came to its step {step!r}"
+    victims.die_at(settings, functools.partial(_do, verb), verb, step, name)
 
 
 @pytest.fixture

@@ -6,13 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from hvctl import gc, operation
+from hvctl.access import keys
+from hvctl.config import Config
+from hvctl.events import Sink
 from hvctl.host import Host
+from hvctl.hostside import files
 from hvctl.identity import new_key_pair
 from hvctl.instances import change, create, enter, lifecycle, query
 from hvctl.instances.create import Request
+from hvctl.instances.kernel import KERNEL, update_kernel
+from hvctl.libvirtapi import domains
 from hvctl.model import Mode, Spec, Wait
 from hvctl.rootfs import published
 from hvctl.units import GIB, MIB
+from tests import victims
 
 pytestmark = pytest.mark.guest
 
@@ -71,8 +79,8 @@ apt-get -qq -y autoremove --purge
 def running(host: Host, debian_image: str) -> Iterator[str]:
     """A guest of the built image, its disk larger than the image's."""
     spec = Spec(name=NAME, mode=Mode.VM, image=debian_image, memory_bytes=512 * MIB, disk_bytes=DISK_BYTES)
-    keys = (new_key_pair().public,)
-    create.create(host, Request(spec=spec, authorized_keys=keys, wait=Wait.AGENT))
+    authorized = (new_key_pair().public, keys.ensure_own_key())
+    create.create(host, Request(spec=spec, authorized_keys=authorized, wait=Wait.AGENT))
     yield NAME
     for name in (NAME, RENAMED):
         if query.find(host, name):
@@ -149,5 +157,37 @@ def test_upgraded_and_renamed_it_starts_again(host: Host, running: str) -> None:
     start(host, RENAMED)
     assert sh(host, "cat /etc/hostname /proc/sys/kernel/hostname", RENAMED).split() == [RENAMED, RENAMED]
     assert sh(host, "uname -r; lsmod | grep -c ^virtio_net; modprobe overlay", RENAMED).split() == [release, "1"]
-    sh(host, f"/usr/lib/hvctl/kernel pin {NEWER}", RENAMED)
+
+
+def _update_kernel(host: Host, name: str, events: Sink) -> object:
+    return update_kernel(host, name, events)
+
+
+@pytest.mark.parametrize("step", KERNEL.step_names())
+def test_a_kernel_update_that_was_killed_is_undone_or_finished(
+    host: Host, settings: Config, running: str, step: str
+) -> None:
+    before = query.get(host, RENAMED).record
+    victims.die_at(settings, _update_kernel, KERNEL.name, step, RENAMED)
+    collected = gc.collect(host)
+    after = query.get(host, RENAMED).record
+    assert after.pending is None
+    assert (after.kernel_release == NEWER) == (KERNEL.index(step) > KERNEL.index("fetch")), collected
+    assert not [name for name in files.list_names(host.store.instance(before.uuid)) if name.endswith(".new")]
+    assert gc.collect(host) == ()
+    effects_domain = domains.get(host.connection(Mode.VM), before.uuid)
+    operation.write_record(host, effects_domain, before)  # so that the next step is come to again
+
+
+def test_the_guests_newest_kernel_is_booted(host: Host, running: str) -> None:
+    assert update_kernel(host, RENAMED) == NEWER
+    record = query.get(host, RENAMED).record
+    assert record.kernel_release == NEWER
     assert sh(host, "apt-mark showhold", RENAMED) == f"linux-image-{NEWER}"
+    theirs = sh(host, f"sha256sum /boot/vmlinuz-{NEWER} /boot/initrd.img-{NEWER} | cut -d' ' -f1", RENAMED).split()
+    assert theirs == [
+        files.hash_file(path) for path in (host.store.kernel(record.uuid), host.store.initrd(record.uuid))
+    ]
+    lifecycle.stop(host, RENAMED)
+    start(host, RENAMED)
+    assert sh(host, "lsmod | grep -c ^virtio_net", RENAMED) == "1"

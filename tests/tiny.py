@@ -57,3 +57,6 @@ def make_spec(name: str, mode: _Mode = _Mode.VM, image: str = "tiny") -> Spec:
 def _artefact(path: Path) -> Artefact:
     content = path.read_bytes()
     return Artefact(file=path.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJ5dGVzIG9mIG5vIGtleSBhdCBhbGwsIGp1c3QgMzI= nobody"

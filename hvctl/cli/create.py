@@ -45,6 +45,8 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
     """
     from hvctl.instances import create as verbs
 
+    if not options["print_xml"]:
+        app.host.require_root("create")
     options["authorized_keys"] = _read_keys(options)
     options["user_data"] = _read_user_data(options["user_data"])  # type: ignore[arg-type]
     requests = {name: _parse(app, name, options) for name in names}
@@ -72,8 +74,10 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
 
 def _parse(app: App, name: str, options: dict[str, object]) -> Request:
     """One name's options as a frozen request; nobody reads options later."""
+    from hvctl.identity import check_name
     from hvctl.instances.create import Request
 
+    check_name(name)
     spec = Spec(
         name=name,
         mode=Mode.VM,

@@ -77,10 +77,11 @@ def hvctl() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     app = App()
-    sys.exit(_run(app, sys.argv[1:] if arguments is None else arguments))
+    sys.exit(run_command(app, sys.argv[1:] if arguments is None else arguments))
 
 
-def _run(app: App, arguments: list[str]) -> int:
+def run_command(app: App, arguments: list[str]) -> int:
+    """Run one command in this process; gives its exit code, everything printed."""
     from hvctl.cli import logs
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C: undo, then exit

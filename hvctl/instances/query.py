@@ -40,7 +40,7 @@ def find(host: Host, name: str) -> Instance | None:
 
 def get(host: Host, name: str) -> Instance:
     """The instance of this name. Raises NotFound, NotManaged."""
-    instance = find(host, name)
+    instance = find(host, name) if name.isprintable() else None  # libvirt's binding takes no NUL
     if instance is None:
         raise NotFound(f"there is no instance {name!r}", hint="see which there are: hvctl list")
     return instance

@@ -1,0 +1,297 @@
+"""The typical mistakes, and the malicious ones: one line, the right exit code, the next step, and nothing changed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from hvctl.cli.app import App
+from hvctl.cli.main import run_command
+from hvctl.config import Config
+from hvctl.host import Host
+from hvctl.instances import create, lifecycle, query
+from hvctl.units import MIB
+from tests import tiny, world
+from tests.cli import Ran, environment, run
+from tests.payloads import PAYLOADS
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture
+def here(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process works on the test's settings, as one that the user started would."""
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def unchanged(host: Host, tiny_image: str) -> Iterator[None]:
+    """Fails the test when anything on the host has changed in the end."""
+    before = world.look(host)
+    yield
+    assert world.differences(before, world.look(host)) == []
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> Ran:
+    """Run a command in this process."""
+    capsys.readouterr()
+    app = App()
+    status = run_command(app, list(words))
+    out, err = capsys.readouterr()
+    return Ran(status=status, out=out, err=err)
+
+
+def assert_refused(done: Ran, status: int, *words: str) -> None:
+    """One line that names the object and the next step, no traceback."""
+    assert (done.status, done.out) == (status, ""), done
+    lines = [line for line in done.err.splitlines() if ": accelerator " not in line]
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("hvctl: "), done.err
+    assert "; next: " in lines[0], done.err
+    assert all(word in lines[0] for word in words), done.err
+
+
+CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "named"),
+    [
+        ((*CREATE, "Bad_Name"), 7, "Bad_Name"),
+        (("create", "x", "--image", "nosuch"), 3, "hvctl image build nosuch"),
+        ((*CREATE, "x", "--template", "nosuch"), 3, "hvctl template list"),
+        ((*CREATE, "x", "--memory", "lots"), 7, "lots"),
+        ((*CREATE, "x", "--memory", "1M"), 7, "too little"),
+        ((*CREATE, "x", "--memory", "900T"), 8, "more than this host has"),
+        ((*CREATE, "x", "--disk", "1K"), 7, "smaller than image"),
+        ((*CREATE, "x", "--cpus", "4000"), 7, "4000 CPUs"),
+        ((*CREATE, "x", "--cpus", "0"), 2, "--cpus"),
+        ((*CREATE, "x", "--nosuch"), 2, "--nosuch"),
+        ((*CREATE, "x", "--set", "novalue"), 2, "novalue"),
+        ((*CREATE, "x", "--user-data", "/nosuch"), 3, "/nosuch"),
+        ((*CREATE, "x", "--ssh-key", "/nosuch"), 3, "/nosuch"),
+        ((*CREATE, "x", "--require-kvm", "--accel", "tcg"), 2, "--require-kvm"),
+        (("nosuch",), 2, "nosuch"),
+        (("show", "nosuch"), 3, "nosuch"),
+        (("start", "nosuch"), 3, "nosuch"),
+        (("delete", "--yes", "nosuch"), 3, "nosuch"),
+        (("set", "nosuch"), 2, "nothing to change"),
+        (("ssh", "nosuch"), 255, "nosuch"),
+        (("console", "nosuch"), 3, "nosuch"),
+        (("image", "delete", "--yes", "nosuch"), 3, "nosuch"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], here: None, unchanged: None, words: tuple[str, ...], status: int, named: str
+) -> None:
+    assert_refused(call(capsys, *words), status, named)
+
+
+@pytest.mark.parametrize(
+    ("source", "named"), [("<domain>", "not well-formed"), ("<domain>{{ vars.speed }}</domain>", "--set speed=")]
+)
+def test_a_template_with_a_fault_is_refused(
+    capsys: pytest.CaptureFixture[str], here: None, unchanged: None, tmp_path: Path, source: str, named: str
+) -> None:
+    file = tmp_path / "mine.xml"
+    file.write_text(source)
+    assert_refused(call(capsys, *CREATE, "x", "--template", str(file)), 7, named)
+
+
+FIELDS = [
+    (*CREATE, "--", "{}"),
+    (*CREATE, "x", "--template={}"),
+    (*CREATE, "x", "--ssh-key={}"),
+    (*CREATE, "x", "--user-data={}"),
+    ("create", "x", "--no-start", "--image={}"),
+    ("show", "--", "{}"),
+    ("image", "show", "--", "{}"),
+    ("image", "build", "--", "{}"),
+    ("image", "build", "debian-12", "--package={}"),
+]
+
+
+@pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if "\0" not in payload])  # argv cannot hold a NUL
+@pytest.mark.parametrize("words", FIELDS, ids=lambda words: " ".join(word for word in words if word not in CREATE[1:]))
+def test_no_payload_gets_through_a_field(
+    capsys: pytest.CaptureFixture[str], here: None, words: tuple[str, ...], payload: str
+) -> None:
+    done = call(capsys, *(word.replace("{}", payload) for word in words))
+    assert done.status in (2, 3, 7), done
+    assert "Traceback" not in done.err
+    assert not Path("/tmp/canary").exists()
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_payload_in_a_variable_stays_a_text(
+    capsys: pytest.CaptureFixture[str], here: None, unchanged: None, payload: str
+) -> None:
+    done = call(capsys, *CREATE, "x", "--print-xml", f"--set=K={payload}")
+    assert done.status in (0, 7), done
+    tags = {element.tag for element in ElementTree.fromstring(done.out or "<x/>").iter()}
+    assert not [tag for tag in tags if "emulator" in tag or "commandline" in tag]
+    assert not Path("/tmp/canary").exists()
+
+
+def test_a_taken_name_is_refused(capsys: pytest.CaptureFixture[str], host: Host, here: None, tiny_image: str) -> None:
+    create.create(host, create.Request(spec=tiny.make_spec("taken"), start=False))
+    before = world.look(host)
+    assert_refused(call(capsys, *CREATE, "taken"), 4, "taken")
+    assert world.differences(before, world.look(host)) == []
+    lifecycle.delete(host, "taken")
+
+
+def test_a_domain_of_somebody_elses_is_left_alone(
+    capsys: pytest.CaptureFixture[str], host: Host, here: None, tiny_image: str
+) -> None:
+    name = f"foreign-{secrets.token_hex(2)}"
+    xml = (
+        f"<domain type='qemu'><name>{name}</name><memory>1024</memory><os><type arch='x86_64'>hvm</type></os></domain>"
+    )
+    virsh = ["virsh", "-c", host.config.vm_uri]
+    subprocess.run([*virsh, "define", "/dev/stdin"], input=xml, text=True, check=True, timeout=60, capture_output=True)
+    before = world.look(host)
+    for words in (("delete", "--yes", name), ("start", name), (*CREATE, name), ("show", name)):
+        assert_refused(call(capsys, *words), 9, name)
+    assert world.differences(before, world.look(host)) == []
+    subprocess.run([*virsh, "undefine", name], check=True, timeout=60, capture_output=True)
+
+
+def test_an_image_that_vanished_is_named(
+    capsys: pytest.CaptureFixture[str], host: Host, here: None, tiny_image: str
+) -> None:
+    (host.store.tags / "vanished").write_text("0" * 64 + "\n")
+    before = world.look(host)
+    assert_refused(call(capsys, "create", "x", "--image", "vanished"), 8, "vanished")
+    assert world.differences(before, world.look(host)) == []
+    (host.store.tags / "vanished").unlink()
+
+
+def test_without_libvirtd_nothing_is_begun(settings: Config, unchanged: None) -> None:
+    nowhere = replace(settings, vm_uri="qemu+unix:///system?socket=/nosuch/socket")
+    for words in ((*CREATE, "x"), ("list",), ("gc",), ("delete", "--yes", "x")):
+        done = run(nowhere, *words)
+        assert_refused(done, 8, "libvirt")
+
+
+def test_a_user_without_permission_is_told_before_it_starts(settings: Config, unchanged: None) -> None:
+    """In a process that was forked from ours and gave up root: the interpreter may lie where `nobody` cannot go."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        sys.stderr = os.fdopen(write, "w")
+        os.environ.update(environment(settings))
+        os.environ["HOME"] = "/nonexistent"
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        code = run_command(App(), [*CREATE, "x", "--ssh-key", tiny.PUBLIC_KEY])
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        text = stream.read()
+    _pid, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 8, text
+    assert "root" in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.fixture
+def full_disk(host: Host, settings: Config, tmp_path: Path) -> Iterator[Config]:
+    """Settings whose store lies on a file system that is full but for 40 KiB."""
+    store = tmp_path / "store"
+    store.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=711", "tmpfs", str(store)], check=True, timeout=10)
+    try:
+        small = replace(settings, store=store)
+        for name in ("images", "tags", "layers", "instances", "building"):
+            (store / name).mkdir()
+        with Host(small) as on_small:
+            tiny.publish(on_small, "tiny")
+        filler = store / "filler"
+        with filler.open("wb") as stream:
+            stream.write(b"\0" * (shutil.disk_usage(store).free - 40 * 1024))
+        yield small
+    finally:
+        subprocess.run(["umount", str(store)], check=True, timeout=10)
+
+
+def test_a_full_disk_leaves_nothing(full_disk: Config) -> None:
+    with Host(full_disk) as host:
+        before = world.look(host)
+        done = run(full_disk, *CREATE, "full")
+        assert_refused(done, 8, "pace")
+        assert world.differences(before, world.look(host)) == []
+
+
+def test_of_two_processes_that_create_a_name_exactly_one_wins(host: Host, settings: Config, tiny_image: str) -> None:
+    before = world.look(host)
+    for _round in range(5):
+        command = [sys.executable, "-m", "hvctl", *CREATE, "raced"]
+        racers = [subprocess.Popen(command, env=environment(settings), stderr=subprocess.PIPE) for _racer in range(3)]
+        said = [racer.communicate(timeout=60)[1] for racer in racers]
+        codes = sorted(racer.returncode for racer in racers)
+        assert codes[0] == 0, said
+        assert set(codes[1:]) <= {4, 5}, said
+        lifecycle.delete(host, "raced")
+    assert world.differences(before, world.look(host)) == []
+
+
+def test_ctrl_c_undoes_a_create(host: Host, settings: Config, tiny_image: str, tmp_path: Path) -> None:
+    """A real SIGINT while qemu-img is at work: one that takes its time, found first in PATH."""
+    slow = tmp_path / "qemu-img"
+    slow.write_text('#!/bin/sh\ntouch "$0.began"\nexec sleep 60\n')
+    slow.chmod(0o755)
+    before = world.look(host)
+    changed = {**environment(settings), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hvctl", *CREATE, "broken"], env=changed, stderr=subprocess.PIPE, text=True
+    )
+    deadline_s = time.monotonic() + 30
+    while not Path(f"{slow}.began").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=30)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "hvctl: interrupted")
+    assert world.differences(before, world.look(host)) == []
+
+
+def test_several_names_each_get_their_line(settings: Config, host: Host, tiny_image: str) -> None:
+    done = run(settings, *CREATE, "one", "Two", "three")
+    assert done.status == 7
+    assert "Two" in done.err
+    assert query.find(host, "one") is None  # nothing is begun before all is checked
+    done = run(settings, *CREATE, "one", "two", "three")
+    assert done.status == 0, done.err
+    assert sorted(line.split(":")[0] for line in done.out.splitlines()) == ["one", "three", "two"]
+    done = run(settings, "delete", "--yes", "one", "nosuch", "two", "three")
+    assert done.status == 3
+    assert "nosuch" in done.err
+    assert [query.find(host, name) for name in ("one", "two", "three")] == [None] * 3
+
+
+def test_what_nobody_owns_is_kept_unless_told(host: Host, tiny_image: str) -> None:
+    """gc lists what nobody owns, and keeps it unless told."""
+    from hvctl import gc
+
+    stray = host.store.layers / "00000000-0000-4000-8000-00000000dead"
+    stray.mkdir()
+    (stray / "disk.qcow2").write_bytes(b"x" * MIB)
+    kept = gc.collect(host)
+    assert [item.is_done for item in kept] == [False]
+    assert stray.exists()
+    gc.collect(host, orphans=True)
+    assert not stray.exists()

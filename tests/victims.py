@@ -1,0 +1,36 @@
+"""Processes that do a verb and kill themselves with -9 when a step of it begins."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+
+from hvctl.config import Config
+from hvctl.events import Event, Sink, StepStarted
+from hvctl.host import Host
+
+# A process that has hvctl imported and no connection open: each victim is forked from it.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["tests.test_crash", "tests.test_images_guest", "cryptography.hazmat.primitives.asymmetric.ed25519", "paramiko"]
+)
+
+Deed = Callable[[Host, str, Sink], object]
+
+
+def die_at(settings: Config, deed: Deed, verb: str, step: str, name: str) -> None:
+    """Let a process do `deed` on `name` and die at that step. Fails when it never comes there."""
+    victim = _context.Process(target=_act, args=(settings, deed, verb, step, name))
+    victim.start()
+    victim.join(timeout=120)
+    assert victim.exitcode == -signal.SIGKILL, f"{verb} never came to its step {step!r}"
+
+
+def _act(settings: Config, deed: Deed, verb: str, step: str, name: str) -> None:
+    def kill(event: Event) -> None:
+        if isinstance(event, StepStarted) and (event.verb, event.step) == (verb, step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    deed(Host(settings), name, kill)
