@@ -172,7 +172,7 @@ def test_a_kernel_update_that_was_killed_is_undone_or_finished(
     collected = gc.collect(host)
     after = query.get(host, RENAMED).record
     assert after.pending is None
-    assert (after.kernel_release == NEWER) == (KERNEL.index(step) > KERNEL.index("fetch")), collected
+    assert (after.kernel_release == NEWER) == (KERNEL.index(step) > KERNEL.index("swap")), collected
     assert not [name for name in files.list_names(host.store.instance(before.uuid)) if name.endswith(".new")]
     assert gc.collect(host) == ()
     effects_domain = domains.get(host.connection(Mode.VM), before.uuid)

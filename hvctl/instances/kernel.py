@@ -64,18 +64,21 @@ def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
             raise GuestFailed(
                 f"{name!r} has no installed kernel with an initrd ({release[:60]!r})", hint="apt full-upgrade"
             )
-        if release == record.kernel_release:
-            return release
-        with operation.begin(host, KERNEL, record, claim_existing(host), events) as change:
-            with change.step("fetch"):
-                _fetch(host, record, endpoint, release)
-            change.record = replace(change.record, kernel_release=release)  # recorded with the next step: the commit
-            change.redo_after("fetch")
+        if release != record.kernel_release:
+            with operation.begin(host, KERNEL, record, claim_existing(host), events) as change:
+                with change.step("fetch"):
+                    _fetch(host, record, endpoint, release)
+                change.record = replace(
+                    change.record, kernel_release=release
+                )  # recorded with the next step: the commit
+                change.redo_after("fetch")
+        # Last, since it lets go of the old kernel's package. A crash before leaves both there; the same command pins.
+        _ask(endpoint, f"{_GUEST_PROGRAM} pin {release}")
     return release
 
 
 def _fetch(host: Host, record: Record, endpoint: Endpoint, release: str) -> None:
-    """Both files beside the ones in use, then the package pinned: the guest keeps modules for both until then."""
+    """Both files, beside the ones in use."""
     for source, path in zip((f"vmlinuz-{release}", f"initrd.img-{release}"), _boot_files(host, record), strict=True):
         content = io.BytesIO()
         if ssh.capture(endpoint, ["cat", f"/boot/{source}"], content) != 0 or not 0 < content.tell() < _LIMIT_BYTES:
@@ -83,7 +86,6 @@ def _fetch(host: Host, record: Record, endpoint: Endpoint, release: str) -> None
                 f"cannot read /boot/{source} in {record.name!r}", hint=f"hvctl ssh {record.name} -- ls /boot"
             )
         host.shell.call(files.write_file, _aside(path), content.getvalue(), 0o444)
-    _ask(endpoint, f"{_GUEST_PROGRAM} pin {release}")
 
 
 def _ask(endpoint: Endpoint, command: str) -> str:
