@@ -103,6 +103,8 @@ def _shake_hands(transport: paramiko.Transport, endpoint: Endpoint) -> None:
         ) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise _handshake_failure(endpoint, error) from error
+    if not transport.initial_kex_done:  # start_client(timeout) just returns when the time is up
+        raise _handshake_failure(endpoint, TimeoutError(f"nothing within {_HANDSHAKE_TIMEOUT_S:g} s"))
     offered = f"ssh-ed25519 {transport.get_remote_server_key().get_base64()}"
     if offered != " ".join(endpoint.host_key.split(" ")[:2]):
         raise HostError(

@@ -18,6 +18,7 @@ from hvctl.libvirtapi import agent
 
 STDIN_LIMIT_BYTES = 1024 * 1024
 _PING_TIMEOUT_S = 5
+_CONNECT_TIMEOUT_S = 10
 _CALL_TIMEOUT_S = 30
 _ENVIRONMENT = (
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -48,14 +49,14 @@ def ping(domain: Any, *, timeout_s: int = _PING_TIMEOUT_S) -> None:
     agent.command(domain, "guest-ping", {}, timeout_s=timeout_s)
 
 
-def run(domain: Any, argv: tuple[str, ...], stdin: bytes, pause: Callable[[float], None] = time.sleep) -> ExecResult:
+def run(domain: Any, argv: tuple[str, ...], stdin: bytes, pause: Callable[[float], None]) -> ExecResult:
     """Run a program as root, found by PATH, its arguments as they are; return when it has ended.
 
     Raises UsageError for more than 1 MiB of input, GuestFailed when the agent is away or cut the output (16 MiB each).
     """
     if len(stdin) > STDIN_LIMIT_BYTES:
         raise UsageError("exec in a VM takes at most 1 MiB on stdin", hint="pipe it through: hvctl ssh NAME -- ...")
-    ping(domain)
+    _wait_for_agent(domain, pause)
     identifier = _start(domain, argv, stdin)
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -64,6 +65,18 @@ def run(domain: Any, argv: tuple[str, ...], stdin: bytes, pause: Callable[[float
             return _result(answer, argv)
         pause(pause_s)
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+
+
+def _wait_for_agent(domain: Any, pause: Callable[[float], None]) -> None:
+    """Right after a boot, sshd answers a moment before the agent does: give it that moment."""
+    deadline_s = time.monotonic() + _CONNECT_TIMEOUT_S
+    while True:
+        try:
+            return ping(domain)
+        except GuestFailed:
+            if time.monotonic() > deadline_s:
+                raise
+        pause(_LONGEST_PAUSE_S)
 
 
 def _start(domain: Any, argv: tuple[str, ...], stdin: bytes) -> int:

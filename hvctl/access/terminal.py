@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -39,8 +38,8 @@ def on_resize(tell: Callable[[int, int], None]) -> Iterator[None]:
 
 
 def size() -> tuple[int, int]:
-    """Columns and lines."""
-    columns, lines = shutil.get_terminal_size()
+    """Columns and lines of the terminal itself; never what COLUMNS said when the process began."""
+    columns, lines = os.get_terminal_size(sys.stdin.fileno())
     return columns, lines
 
 

@@ -165,7 +165,7 @@ class VmBackend(Backend):
         host.shell.call(files.write_file, path, record.name.encode(), 0o600)
 
     def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
-        return agent.run(domains.get(host.connection(self.mode), record.uuid), argv, stdin)
+        return agent.run(domains.get(host.connection(self.mode), record.uuid), argv, stdin, host.pause)
 
 
 def _check_fits(memory_bytes: int, cpus: int) -> None:
