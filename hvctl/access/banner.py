@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from enum import Enum
 
@@ -26,12 +25,14 @@ class Reach(Enum):
 def probe(endpoint: Endpoint) -> Reach:
     """Try once; takes at most some two seconds."""
     try:
-        with socket.create_connection((endpoint.address, endpoint.port), timeout=_CONNECT_TIMEOUT_S) as connection:
-            connection.settimeout(_BANNER_TIMEOUT_S)
-            return Reach.BANNER if connection.recv(256).startswith(b"SSH-") else Reach.SILENT
+        connection = socket.create_connection((endpoint.address, endpoint.port), timeout=_CONNECT_TIMEOUT_S)
     except ConnectionRefusedError:
         return Reach.REFUSED
-    except TimeoutError:
+    except OSError:
         return Reach.NOTHING
-    except OSError as error:
-        return Reach.SILENT if error.errno == errno.ECONNRESET else Reach.NOTHING
+    with connection:
+        connection.settimeout(_BANNER_TIMEOUT_S)
+        try:
+            return Reach.BANNER if connection.recv(256).startswith(b"SSH-") else Reach.SILENT
+        except OSError:
+            return Reach.SILENT
