@@ -26,7 +26,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of waiting has begun: `kernel`, `network`, `ssh`."""
+    """A stage of waiting has begun: `boot`, `network`, `ssh`."""
 
     subject: str
     name: str

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +185,51 @@ def test_set_says_what_is_live_and_what_waits(host: Host, settings: Config, runn
 def test_rename_of_a_running_one_is_refused(settings: Config, running: Instance) -> None:
     done = run(settings, "rename", "running", "other")
     assert (done.status, "hvctl stop running" in done.err) == (5, True)
+
+
+def in_libvirtds_namespace(*words: str) -> None:
+    """A file system that is mounted outside is not seen by a libvirtd that lives in a mount namespace of its own."""
+    libvirtd = Path("/run/libvirtd.pid").read_text()
+    subprocess.run(["nsenter", "--mount", "--target", libvirtd, *words], check=True, timeout=30)
+
+
+def test_a_full_disk_pauses_and_resume_goes_on_where_it_stood(host: Host, settings: Config, running: Instance) -> None:
+    """The guest's disk moves to a small file system; what it writes beyond that waits for space, and is not lost."""
+    layer = host.store.layer(running.record.layers[-1])
+    assert run(settings, "stop", "running").status == 0
+    disk = layer / "disk.qcow2"
+    size_bytes = disk.stat().st_size + 8 * MIB
+    mount = f"mount -t tmpfs -o mode=711,size={size_bytes} tmpfs {layer}"
+    in_libvirtds_namespace("sh", "-c", f"cp {disk} /run/moved.qcow2; {mount}; mv /run/moved.qcow2 {disk}")
+    try:
+        assert run(settings, "start", "running").status == 0
+        script = "(head -c 40000000 /dev/urandom | tee /root/big | sha256sum > /root/sum; sync) > /dev/null 2>&1 &"
+        assert run(settings, "exec", "running", "--", "sh", "-c", script).status == 0
+        deadline_s = time.monotonic() + 60
+        while query.get(host, "running").state is not State.PAUSED and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        assert "full" in query.get(host, "running").live.cause
+        assert "full" in run(settings, "show", "running").out
+        in_libvirtds_namespace("mount", "-o", f"remount,size={size_bytes + 200 * MIB}", str(layer))
+        assert run(settings, "resume", "running").status == 0
+        check = "while pgrep -x tee >/dev/null; do sleep 0.2; done; sha256sum < /root/big | cmp - /root/sum"
+        assert run(settings, "exec", "running", "--", "sh", "-c", check).status == 0
+    finally:
+        run(settings, "stop", "--force", "running")
+        in_libvirtds_namespace("umount", str(layer))
+    assert run(settings, "start", "running").status == 0
+
+
+def test_a_libvirtd_that_hangs_is_told_and_not_waited_for(settings: Config, running: Instance) -> None:
+    libvirtd = int(Path("/run/libvirtd.pid").read_text())
+    os.kill(libvirtd, signal.SIGSTOP)
+    try:
+        done = run(settings, "list")
+    finally:
+        os.kill(libvirtd, signal.SIGCONT)
+    assert (done.status, done.out) == (10, "")
+    assert "did not answer" in done.err
+    assert "hvctl host doctor" in done.err
 
 
 def test_virsh_can_do_it_all_and_a_lost_definition_comes_back(host: Host, settings: Config, running: Instance) -> None:

@@ -74,7 +74,7 @@ class App:
         """One line for people; with --json nothing."""
         if not self.is_json:
             with self._printing:
-                click.echo(text)
+                print(text, flush=True)  # not click.echo: a progress bar moves aside for what goes through sys.stdout
 
     def print_result(self, value: object, for_people: Callable[[], None]) -> None:
         """The result of a command: `value` as JSON with --json, else whatever `for_people` prints."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from hvctl.events import Event, Note, Progress, Sink, Stage, StepStarted
@@ -21,7 +21,7 @@ def watch() -> Iterator[Sink]:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn(),  # empty while the total is unknown
         TimeElapsedColumn(),
         console=console,
         transient=True,

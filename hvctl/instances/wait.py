@@ -1,4 +1,4 @@
-"""Waiting for a guest in named stages: kernel, network, ssh (or agent); on a timeout, which one, why, and the console."""
+"""Waiting for a guest in named stages: boot, network, ssh (or agent); on a timeout, which one, why, and the console."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POLL_S = 0.1
 _CONSOLE_LINES = 20
 
 _WHY = {
-    "kernel": "nothing came from the serial console",
+    "boot": "it wrote nothing to its serial console, and its address does not answer",
     "network": "its address does not answer",
     "ssh": "the network answers, but sshd does not",
     "agent": "the guest agent does not answer",
@@ -55,14 +55,14 @@ def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, 
 def _ssh_stages(host: Host, instance: Instance) -> Iterator[str]:
     """The stage it is in, again and again, until sshd has sent its banner."""
     log = host.store.console_log(instance.record.uuid)
-    has_kernel = False
+    has_booted = False
     while True:
         reach = probe(query.endpoint_of(instance))
         if reach is Reach.BANNER:
             return
-        has_kernel = has_kernel or reach is not Reach.NOTHING or host.shell.call(files.size, log) > 0
+        has_booted = has_booted or reach is not Reach.NOTHING or host.shell.call(files.size, log) > 0
         if reach is Reach.NOTHING:
-            yield "network" if has_kernel else "kernel"
+            yield "network" if has_booted else "boot"
         else:
             yield "ssh"
 
