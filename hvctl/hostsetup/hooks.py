@@ -2,13 +2,14 @@
 
 The script stands in `hooks/qemu.d/`, beside whatever hook the user has (libvirt runs all of them). AppArmor lets
 libvirtd execute what is below /etc/libvirt/hooks (`rmix`) and read every file, so the code itself may stay in
-/usr/local/lib, where a hook of libvirt's would not be mistaken for one.
+/usr/local/lib, where a hook of libvirt's would not be mistaken for one. It lies in a directory named after its content:
+a guest that starts during an upgrade runs the old code or the new one, never half of each.
 """
 
 from __future__ import annotations
 
 import functools
-import shutil
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,62 +19,73 @@ from hvctl.hostsetup import network
 from hvctl.hostsetup.change import Change
 from hvctl.hostside import daemons, files, filters
 
-CODE = Path("/usr/local/lib/hvctl")
 HOOK = Path("/etc/libvirt/hooks/qemu.d/hvctl")
+_CODE = filters.NETWORKS.parent
 _SOURCE = Path(hvctl.hostside.__file__).parent
 
-# -I: nothing of the environment; -S: no site-packages, which saves a third of the start.
-_SCRIPT = f"""#!/usr/bin/python3 -IS
-# Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {CODE}/hvctl/hostside/hook.py
+
+def missing(_host: Host) -> Iterator[Change]:
+    code = code_folder()
+    if not code.is_dir():
+        yield Change(text=f"install the hook's code in {code}", apply=functools.partial(_install, code))
+    script = format_script(code)
+    if not HOOK.exists() or HOOK.read_text() != script:
+        yield Change(text=f"install libvirt's hook {HOOK}", apply=functools.partial(_install_hook, script))
+    if HOOK.exists() and not daemons.has_noticed(HOOK):
+        reload = functools.partial(daemons.reload_libvirtd, HOOK)
+        yield Change(text="let the running libvirtd notice the hook (SIGHUP)", apply=reload)
+
+
+def present(host: Host) -> Iterator[Change]:
+    """Nothing while another store's network still needs them."""
+    if network.list_registered(but=host.config.network):
+        return
+    if HOOK.exists():
+        yield Change(text=f"remove libvirt's hook {HOOK}", apply=HOOK.unlink)
+    if _CODE.exists():
+        yield Change(text=f"remove the hook's code in {_CODE}", apply=functools.partial(files.remove, _CODE))
+    if filters.is_in_place():
+        yield Change(text="remove the packet filter (nftables tables 'hvctl')", apply=filters.remove)
+
+
+def code_folder() -> Path:
+    """Where this version's code belongs."""
+    digest = hashlib.sha256()
+    for path in _list_source():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return _CODE / digest.hexdigest()[:16]
+
+
+def format_script(code: Path) -> str:
+    """The hook itself. `-I`: nothing of the environment; `-S`: no site-packages, which saves a third of the start."""
+    return f"""#!/usr/bin/python3 -IS
+# Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {code}/hvctl/hostside/hook.py
 import sys
-sys.path.insert(0, "{CODE}")
-sys.dont_write_bytecode = True
+sys.path.insert(0, "{code}")
 from hvctl.hostside import hook
 hook.main(sys.argv)
 """
 
 
-def missing(_host: Host) -> Iterator[Change]:
-    if _installed() != _wanted():
-        yield Change(text=f"install the hook's code in {CODE}", apply=_install)
-    if not HOOK.exists() or HOOK.read_text() != _SCRIPT:
-        yield Change(text=f"install libvirt's hook {HOOK}", apply=_install_hook)
+def _list_source() -> list[Path]:
+    return sorted(_SOURCE.glob("*.py"))
 
 
-def present(host: Host) -> Iterator[Change]:
-    """Nothing while another store's network still needs them."""
-    if [name for name in network.list_registered() if name != host.config.network]:
-        return
-    if HOOK.exists():
-        yield Change(text=f"remove libvirt's hook {HOOK}", apply=HOOK.unlink)
-    if CODE.exists():
-        yield Change(text=f"remove the hook's code in {CODE}", apply=functools.partial(files.remove, CODE))
-    if filters.is_in_place():
-        yield Change(text="remove the packet filter (nftables tables 'hvctl')", apply=filters.remove)
+def _install(code: Path) -> None:
+    package = _CODE / f".{code.name}" / "hvctl"
+    files.remove(package.parent)
+    (package / "hostside").mkdir(parents=True, mode=0o755)
+    (package / "__init__.py").touch(mode=0o644)
+    for path in _list_source():
+        copy = package / "hostside" / path.name
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o644)
+    files.publish(package.parent, code)
 
 
-def _wanted() -> dict[str, bytes]:
-    code = {f"hvctl/hostside/{path.name}": path.read_bytes() for path in sorted(_SOURCE.glob("*.py"))}
-    return {**code, "hvctl/__init__.py": b""}
-
-
-def _installed() -> dict[str, bytes]:
-    return {str(path.relative_to(CODE)): path.read_bytes() for path in sorted(CODE.glob("hvctl/**/*.py"))}
-
-
-def _install() -> None:
-    aside = CODE / "hvctl.new"
-    files.remove(aside)
-    for name, content in _wanted().items():
-        path = aside / Path(name).relative_to("hvctl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        path.chmod(0o644)
-    files.remove(CODE / "hvctl")
-    shutil.move(aside, CODE / "hvctl")
-
-
-def _install_hook() -> None:
+def _install_hook(script: str) -> None:
     HOOK.parent.mkdir(parents=True, exist_ok=True)
-    files.write_file(HOOK, _SCRIPT.encode(), 0o755)
-    daemons.reload_libvirtd()
+    files.write_file(HOOK, script.encode(), 0o755)
+    for folder in _CODE.iterdir():
+        if folder not in (filters.NETWORKS, code_folder()):
+            files.remove(folder)

@@ -7,6 +7,7 @@ the reason). No spanning tree: with it a port is silent for its first seconds.
 from __future__ import annotations
 
 import functools
+import hashlib
 import ipaddress
 import json
 import secrets
@@ -68,9 +69,9 @@ def present(host: Host) -> Iterator[Change]:
         )
 
 
-def list_registered() -> list[str]:
-    """Names of the networks that the packet filter serves."""
-    return sorted(path.stem for path in filters.NETWORKS.glob("*.json"))
+def list_registered(*, but: str = "") -> list[str]:
+    """Names of the networks that the packet filter serves, all `but` one."""
+    return sorted(path.stem for path in filters.NETWORKS.glob("*.json") if path.stem != but)
 
 
 def choose_subnet(host: Host) -> ipaddress.IPv4Network:
@@ -99,7 +100,8 @@ def format_xml(name: str, subnet: ipaddress.IPv4Network) -> str:
 
 def bridge_name(network: str) -> str:
     """The bridge's interface: never of a guest's pattern (`hv` and ten hex digits), at most 15 characters."""
-    return f"br-{network}"[:15]
+    name = f"br-{network}"
+    return name if len(name) <= 15 else f"br-{hashlib.sha256(network.encode()).hexdigest()[:12]}"
 
 
 def _routes(host: Host) -> list[ipaddress.IPv4Network]:

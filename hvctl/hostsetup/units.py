@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hvctl.host import Host
+from hvctl.hostsetup import hooks, network
 from hvctl.hostsetup.change import Change
-from hvctl.hostsetup.hooks import CODE
 from hvctl.hostside import daemons, files
 
 _TIMEOUT_S = 90
 _UNIT = Path("/etc/systemd/system/hvctl-restore.service")
-_TMPFILES = Path("/etc/tmpfiles.d/hvctl.conf")
 
-_UNIT_TEXT = f"""# Made by `hvctl host setup`, removed by `hvctl host teardown`.
+_UNIT_TEXT = """# Made by `hvctl host setup`, removed by `hvctl host teardown`.
 [Unit]
 Description=hvctl: packet filter of the guests' networks
 Before=libvirtd.service virtqemud.service virtlxcd.service
@@ -24,7 +23,7 @@ After=network-pre.target nftables.service firewalld.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/bin/python3 -ISc 'import sys; sys.path.insert(0, "{CODE}"); from hvctl.hostside import filters; filters.restore()'
+ExecStart=/usr/bin/python3 -ISc 'import sys; sys.path.insert(0, "{code}"); from hvctl.hostside import filters; filters.restore()'
 
 [Install]
 WantedBy=multi-user.target
@@ -46,17 +45,26 @@ def present(host: Host) -> Iterator[Change]:
     """libvirt's own units stay as they are: others use them."""
     if not daemons.has_systemd():
         return
+    mine, *shared = _files(host)
+    if mine[0].exists():
+        yield Change(text=f"remove {mine[0]}", apply=mine[0].unlink)
+    if network.list_registered(but=host.config.network):
+        return
     if _UNIT.exists():
         yield Change(text=f"disable {_UNIT.name}", apply=functools.partial(_systemctl, host, "disable", _UNIT.name))
-    for path, _text in _files(host):
+    for path, _text in shared:
         if path.exists():
             yield Change(text=f"remove {path}", apply=path.unlink)
 
 
 def _files(host: Host) -> tuple[tuple[Path, str], ...]:
+    """The store's own file, then those that all stores of this host share."""
     run = host.store.run
-    tmpfiles = f"# Made by `hvctl host setup`.\nd {run} 0755 root root\nd {run}/locks 2770 root libvirt\n"
-    return (_UNIT, _UNIT_TEXT), (_TMPFILES, tmpfiles)
+    own = f"# Made by `hvctl host setup`.\nd {run} 0755 root root\nd {run}/locks 2770 root libvirt\n"
+    return (
+        (Path(f"/etc/tmpfiles.d/hvctl-{host.config.network}.conf"), own),
+        (_UNIT, _UNIT_TEXT.replace("{code}", str(hooks.code_folder()))),
+    )
 
 
 def _systemctl(host: Host, verb: str, unit: str) -> None:

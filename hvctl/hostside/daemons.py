@@ -7,8 +7,11 @@ libvirtd enters the same one, because in a fresh one it would not see the mounts
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +21,8 @@ RUN = Path("/run/hvctl")
 """Of the machine, not of a store: there is one libvirtd."""
 NAMESPACE = RUN / "namespaces" / "libvirtd"
 STARTED = RUN / "daemons.json"
+NOTICED = RUN / "hooks-noticed"
+"""Which libvirtd was told of hooks that are younger than itself: `PROCESS START`."""
 _HYBRID = "/sys/fs/cgroup/unified"
 _TIMEOUT_S = 30
 
@@ -28,15 +33,12 @@ def has_systemd() -> bool:
 
 
 def find_running(name: str) -> int:
-    """The process of a daemon of this name, or 0."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "comm").read_text().strip() == name:
-                    return int(entry.name)
-            except OSError:
-                continue
-    return 0
+    """The process of a daemon of this name, or 0. By its own pid file: a daemon's children have its name, too."""
+    try:
+        process = int(Path(f"/run/{name}.pid").read_text())
+        return process if Path(f"/proc/{process}/comm").read_text().strip() == name else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def is_hybrid() -> bool:
@@ -63,11 +65,25 @@ def start_libvirtd() -> None:
     _remember("libvirtd")
 
 
-def reload_libvirtd() -> None:
-    """Let a running libvirtd notice hooks that are new (SIGHUP, https://libvirt.org/hooks.html)."""
+def has_noticed(hook: Path) -> bool:
+    """Whether the libvirtd that runs, if one does, knows of this hook: it looks for hooks when it starts."""
     process = find_running("libvirtd")
-    if process:
+    if not process:
+        return True
+    started = _start_time(process)
+    boot_s = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    started_s = int(boot_s.group(1) if boot_s else 0) + int(started or 0) / os.sysconf("SC_CLK_TCK")
+    told = NOTICED.read_text() if NOTICED.exists() else ""
+    return started_s > hook.stat().st_mtime + 1 or told == f"{process} {started}"
+
+
+def reload_libvirtd(hook: Path) -> None:
+    """Let a running libvirtd notice a hook that is younger than itself (SIGHUP, https://libvirt.org/hooks.html)."""
+    process = find_running("libvirtd")
+    if process and not has_noticed(hook):
         os.kill(process, signal.SIGHUP)
+        RUN.mkdir(exist_ok=True)
+        NOTICED.write_text(f"{process} {_start_time(process)}")
 
 
 def list_started() -> list[str]:
@@ -84,7 +100,11 @@ def stop_started() -> None:
     if _is_pinned():
         _run(["umount", str(NAMESPACE)])
         _run(["umount", str(NAMESPACE.parent)])
-    STARTED.unlink(missing_ok=True)
+    shutil.rmtree(NAMESPACE.parent, ignore_errors=True)
+    for path in (STARTED, NOTICED):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a store's locks may be in there
+        RUN.rmdir()
 
 
 def _make_pin() -> None:

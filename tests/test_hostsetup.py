@@ -1,0 +1,130 @@
+"""Setting a host up and taking that back: a second store and network beside the one the other tests use."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvctl import hostsetup
+from hvctl.config import Config
+from hvctl.errors import WrongState
+from hvctl.host import Host
+from hvctl.hostsetup import network
+from hvctl.hostside import daemons, filters
+from hvctl.instances import create, lifecycle
+from hvctl.libvirtapi import networks, survey
+from hvctl.model import Mode
+from tests import tiny
+from tests.cli import run
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture
+def bare(host: Host, settings: Config, tmp_path: Path) -> Iterator[Host]:
+    """A host whose daemons run, and where nothing of this store and network is there."""
+    name = f"{settings.network}b"
+    with Host(replace(settings, store=tmp_path / "store", run=tmp_path / "run", network=name)) as other:
+        yield other
+        hostsetup.teardown(other)
+
+
+def look(host: Host) -> dict[str, object]:
+    """What setup touches."""
+    nft = subprocess.run(
+        ["nft", "-s", "list", "ruleset"], capture_output=True, text=True, timeout=10, check=True
+    ).stdout
+    folders = (Path("/etc/libvirt/hooks"), filters.NETWORKS.parent, host.store.root, host.store.run)
+    return {
+        "networks": sorted(item.name() for item in host.connection(Mode.VM).handle.listAllNetworks()),
+        "links": sorted(path.name for path in Path("/sys/class/net").iterdir() if not path.name.startswith("hv")),
+        "files": sorted((str(path), path.stat().st_mode) for folder in folders for path in folder.rglob("*")),
+        "nft": [line for line in nft.splitlines() if "elements" not in line and "hv" in line],
+    }
+
+
+def test_a_dry_run_changes_nothing_and_says_everything(bare: Host) -> None:
+    before = look(bare)
+    said = hostsetup.setup(bare, dry_run=True)
+    assert look(bare) == before
+    assert any("create directory" in change.text for change in said)
+    assert any("define the network" in change.text for change in said)
+
+
+def test_a_second_run_finds_nothing_to_do_and_teardown_takes_it_all_back(bare: Host) -> None:
+    before = look(bare)
+    assert hostsetup.setup(bare)
+    assert hostsetup.setup(bare) == ()
+    assert (bare.store.root.stat().st_mode & 0o7777, bare.store.building.stat().st_mode & 0o7777) == (0o711, 0o700)
+    assert bare.store.locks.stat().st_mode & 0o7777 == 0o2770
+    hostsetup.teardown(bare)
+    assert look(bare) == before
+    assert hostsetup.teardown(bare) == ()
+
+
+def test_the_network_is_as_designed(bare: Host) -> None:
+    hostsetup.setup(bare)
+    name = bare.config.network
+    facts = survey.find_network(bare.connection(Mode.VM), name)
+    assert facts is not None
+    assert (facts.is_active, facts.is_autostart, facts.has_dhcp) == (True, True, True)
+    bridge = Path("/sys/class/net", facts.bridge, "bridge")
+    assert (bridge / "stp_state").read_text().strip() == "0"
+    assert (bridge / "forward_delay").read_text().strip() == "0"
+    assert str(facts.subnets[0]) in filters.subnets()
+
+
+def test_a_subnet_that_somebody_routes_is_not_chosen(bare: Host) -> None:
+    """All of 10/8 but one /24 is somebody else's: that one is found, or none."""
+    link = "br-hvtestroute"
+    subprocess.run(["ip", "link", "add", link, "type", "bridge"], check=True, timeout=10)
+    try:
+        subprocess.run(["ip", "link", "set", link, "up"], check=True, timeout=10)
+        subprocess.run(["ip", "route", "add", "10.0.0.0/9", "dev", link], check=True, timeout=10)
+        assert all(int(str(network.choose_subnet(bare)).split(".")[1]) >= 128 for _try in range(50))
+    finally:
+        subprocess.run(["ip", "link", "del", link], check=True, timeout=10)
+
+
+def test_teardown_is_refused_while_there_are_instances(bare: Host) -> None:
+    hostsetup.setup(bare)
+    tiny.publish(bare, "tiny")
+    create.create(bare, create.Request(spec=tiny.make_spec("inhabitant"), start=False))
+    with pytest.raises(WrongState, match="inhabitant"):
+        hostsetup.teardown(bare)
+    lifecycle.delete(bare, "inhabitant")
+
+
+def test_data_survives_teardown(bare: Host) -> None:
+    hostsetup.setup(bare)
+    tiny.publish(bare, "tiny")
+    hostsetup.teardown(bare)
+    assert (bare.store.tags / "tiny").exists()
+    assert not bare.store.layers.exists()
+
+
+def test_an_address_whose_lease_runs_is_not_given_to_another(host: Host) -> None:
+    """Reservations are unique, the lowest free one first, and given back by MAC alone."""
+    connection, name = host.connection(Mode.VM), host.config.network
+    first = networks.reserve(connection, name, name="one", mac="52:00:00:00:00:01")
+    second = networks.reserve(connection, name, name="two", mac="52:00:00:00:00:02")
+    assert networks.reserve(connection, name, name="one", mac="52:00:00:00:00:01") == first
+    assert first != second
+    networks.release(connection, name, mac="52:00:00:00:00:01")
+    networks.release(connection, name, mac="52:00:00:00:00:01")
+    assert [item.mac for item in networks.list_reservations(connection, name)].count("52:00:00:00:00:02") == 1
+    networks.release(connection, name, mac="52:00:00:00:00:02")
+
+
+def test_the_command_says_when_there_is_nothing_to_do(settings: Config, host: Host) -> None:
+    done = run(settings, "host", "setup")
+    assert (done.status, done.out) == (0, "this host is set up already\n"), done
+
+
+def test_a_daemon_is_told_from_its_children(host: Host) -> None:
+    assert daemons.find_running("libvirtd") == int(Path("/run/libvirtd.pid").read_text())
+    assert daemons.find_running("no-such-daemon") == 0
