@@ -63,6 +63,7 @@ def start_libvirtd() -> None:
         script = f"umount {_HYBRID} && exec libvirtd -d"
         _run(["unshare", f"--mount={NAMESPACE}", "--propagation", "slave", "sh", "-c", script])
     _remember("libvirtd")
+    _note_noticed(find_running("libvirtd"))  # it read all hooks that there are
 
 
 def has_noticed(hook: Path) -> bool:
@@ -82,8 +83,7 @@ def reload_libvirtd(hook: Path) -> None:
     process = find_running("libvirtd")
     if process and not has_noticed(hook):
         os.kill(process, signal.SIGHUP)
-        RUN.mkdir(exist_ok=True)
-        NOTICED.write_text(f"{process} {_start_time(process)}")
+        _note_noticed(process)
 
 
 def list_started() -> list[str]:
@@ -105,6 +105,11 @@ def stop_started() -> None:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a store's locks may be in there
         RUN.rmdir()
+
+
+def _note_noticed(process: int) -> None:
+    RUN.mkdir(exist_ok=True)
+    NOTICED.write_text(f"{process} {_start_time(process)}")
 
 
 def _make_pin() -> None:
