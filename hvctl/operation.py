@@ -153,6 +153,11 @@ def intend(verb: Verb, **arguments: str) -> PendingOperation:
     return PendingOperation(verb=verb.name, step="", arguments=tuple(arguments.items()))
 
 
+def arguments_of(record: Record) -> dict[str, str]:
+    """What was recorded with the intent on a record; empty where there is none."""
+    return dict(record.pending.arguments) if record.pending else {}
+
+
 def roll_back(host: Host, verb: Verb, record: Record) -> None:
     """Take back every step that was begun, last first, then the claim. May be done twice."""
     assert record.pending is not None

@@ -14,7 +14,7 @@ from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.instances import change, create, lifecycle, query
-from hvctl.instances.recovery import verbs
+from hvctl.instances.verbs import VERBS
 from hvctl.model import State
 from hvctl.operation import CLEAR
 from tests import tiny, victims, world
@@ -64,14 +64,14 @@ IN_A_GUEST = {"kernel"}
 
 POINTS = [
     (verb.name, step)
-    for verb in verbs().values()
+    for verb in VERBS.values()
     for step in verb.step_names()
     if verb.name not in IN_A_GUEST and not (verb.removes_domain and step == CLEAR)
 ]
 
 
 def test_every_verb_has_a_scenario() -> None:
-    assert set(SCENARIOS) | IN_A_GUEST == set(verbs())
+    assert set(SCENARIOS) | IN_A_GUEST == set(VERBS)
 
 
 def _do(verb: str, host: Host, name: str, events: Sink) -> object:

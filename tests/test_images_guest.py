@@ -15,7 +15,8 @@ from hvctl.hostside import files
 from hvctl.identity import new_key_pair
 from hvctl.instances import change, create, enter, lifecycle, query
 from hvctl.instances.create import Request
-from hvctl.instances.kernel import KERNEL, update_kernel
+from hvctl.instances.kernel import update_kernel
+from hvctl.instances.verbs import KERNEL
 from hvctl.libvirtapi import domains
 from hvctl.model import Mode, Spec, Wait
 from hvctl.rootfs import published

@@ -14,49 +14,9 @@ from hvctl.host import Host
 from hvctl.instances import effects, query
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
-from hvctl.libvirtapi import domains, networks
+from hvctl.instances.verbs import RENAME, SET
+from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Record, State
-from hvctl.operation import Step, Verb
-
-
-def _arguments(record: Record) -> dict[str, str]:
-    return dict(record.pending.arguments) if record.pending else {}
-
-
-def _move_reservation(host: Host, record: Record, name: str) -> None:
-    with host.lock(f"network-{record.network}", timeout_s=30):
-        networks.rename_reservation(host.connection(record.mode), record.network, mac=record.mac, name=name)
-
-
-def _write_name(host: Host, record: Record) -> None:
-    get_backend(record.mode).write_name(host, record)
-
-
-RENAME = Verb(
-    name="rename",
-    steps=(
-        Step(
-            name="address",
-            undo=lambda host, record: _move_reservation(host, record, _arguments(record)["from"]),
-            redo=lambda host, record: _move_reservation(host, record, _arguments(record)["to"]),
-        ),
-        Step(name="rename"),
-        Step(name="name", redo=_write_name),
-        Step(name="copy", redo=effects.write_copy),
-    ),
-    commit="rename",
-    has_committed=lambda record: record.name == _arguments(record)["to"],
-)
-
-SET = Verb(
-    name="set",
-    steps=(
-        Step(name="define"),
-        Step(name="autostart", redo=effects.apply_autostart),
-        Step(name="copy", redo=effects.write_copy),
-    ),
-    commit="define",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +58,7 @@ def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
         record = replace(instance.record, pending=operation.intend(RENAME, **{"from": old, "to": new}))
         with operation.begin(host, RENAME, record, claim_existing(host), events) as change:
             with change.step("address"):
-                _move_reservation(host, record, new)
+                effects.name_address(host, record, new)
             with change.step("rename"):
                 get_backend(record.mode).rename(host, change.record, new)
             change.record = replace(change.record, spec=replace(change.record.spec, name=new))
@@ -173,7 +133,7 @@ def _resize(xml: str, record: Record) -> str:
 def _find_renamed(host: Host, old: str, new: str) -> Instance | None:
     """The instance, finished, when this very renaming was interrupted after libvirt knew the new name."""
     instance = query.find(host, new)
-    if instance is None or _arguments(instance.record) != {"from": old, "to": new}:
+    if instance is None or operation.arguments_of(instance.record) != {"from": old, "to": new}:
         return None
     return get_settled(host, new)
 

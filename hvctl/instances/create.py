@@ -11,26 +11,12 @@ from hvctl.backends import Secrets, get_backend
 from hvctl.errors import AlreadyExists, InvalidSpec
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
-from hvctl.instances import effects, lifecycle, query
+from hvctl.instances import lifecycle, query
 from hvctl.instances.recovery import settle
+from hvctl.instances.verbs import CREATE
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Image, Instance, Record, Spec, Wait
-from hvctl.operation import Step, Verb
 from hvctl.rootfs import published
-
-CREATE = Verb(
-    name="create",
-    steps=(
-        Step(name="address", undo=effects.release_address),
-        Step(name="files", undo=effects.discard_files),
-        Step(name="root", undo=effects.discard_root),
-        Step(name="define"),
-        Step(name="autostart", redo=effects.apply_autostart),
-        Step(name="copy", redo=effects.write_copy),
-    ),
-    commit="define",
-    abandon=effects.undefine,
-)
 
 _USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
 

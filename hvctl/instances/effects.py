@@ -6,6 +6,7 @@ The same functions take back a failed `create`, carry out a `delete`, and finish
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hvctl import metadata
@@ -26,6 +27,17 @@ def release_address(host: Host, record: Record) -> None:
     """Give its address back to the network; matched by MAC, so nobody else's can be taken."""
     with host.lock(f"network-{record.network}", timeout_s=30):
         networks.release(host.connection(record.mode), record.network, mac=record.mac)
+
+
+def name_address(host: Host, record: Record, name: str) -> None:
+    """Give its reservation another name, which is what DNS answers to."""
+    with host.lock(f"network-{record.network}", timeout_s=30):
+        networks.rename_reservation(host.connection(record.mode), record.network, mac=record.mac, name=name)
+
+
+def write_name(host: Host, record: Record) -> None:
+    """Tell the instance its name as of the next start."""
+    get_backend(record.mode).write_name(host, record)
 
 
 def discard_files(host: Host, record: Record) -> None:
@@ -67,3 +79,25 @@ def write_copy(host: Host, record: Record) -> None:
     xml = domains.get_xml(get_domain(host, record))
     xml = metadata.embed(xml, replace(record, pending=None))  # the intent is libvirt's alone to keep
     host.shell.call(files.write_file, host.store.definition(record.uuid), xml.encode(), 0o600)
+
+
+def swap_kernel(host: Host, record: Record) -> None:
+    """Give a kernel and initrd that were fetched their names; fine when they have them already."""
+    for path in boot_files(host, record):
+        host.shell.call(files.replace_if_there, aside(path), path)
+
+
+def discard_new_kernel(host: Host, record: Record) -> None:
+    """Remove a kernel and initrd that were fetched, or half fetched."""
+    for path in boot_files(host, record):
+        host.shell.call(files.remove, aside(path))
+
+
+def boot_files(host: Host, record: Record) -> tuple[Path, Path]:
+    """An instance's own kernel and initrd."""
+    return host.store.kernel(record.uuid), host.store.initrd(record.uuid)
+
+
+def aside(path: Path) -> Path:
+    """Where a newer one of these is put until it is whole."""
+    return path.with_name(f"{path.name}.new")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
-from pathlib import Path
 
 from hvctl import operation
 from hvctl.access import ssh
@@ -15,35 +14,12 @@ from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import effects, query
 from hvctl.instances.claim import claim_existing
+from hvctl.instances.verbs import KERNEL
 from hvctl.model import Endpoint, Record
-from hvctl.operation import Step, Verb
 
 _GUEST_PROGRAM = "/usr/lib/hvctl/kernel"
 _RELEASE = re.compile(r"[0-9][A-Za-z0-9.+~-]{0,63}", re.ASCII)
 _LIMIT_BYTES = 256 * 1024**2
-_ASIDE = ".new"
-
-
-def _swap(host: Host, record: Record) -> None:
-    """Give the fetched files their names; fine when they have them already."""
-    for path in _boot_files(host, record):
-        host.shell.call(files.replace_if_there, _aside(path), path)
-
-
-def _discard(host: Host, record: Record) -> None:
-    for path in _boot_files(host, record):
-        host.shell.call(files.remove, _aside(path))
-
-
-KERNEL = Verb(
-    name="kernel",
-    steps=(
-        Step(name="fetch", undo=_discard),
-        Step(name="swap", redo=_swap),
-        Step(name="copy", redo=effects.write_copy),
-    ),
-    commit="fetch",
-)
 
 
 def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
@@ -79,13 +55,15 @@ def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
 
 def _fetch(host: Host, record: Record, endpoint: Endpoint, release: str) -> None:
     """Both files, beside the ones in use."""
-    for source, path in zip((f"vmlinuz-{release}", f"initrd.img-{release}"), _boot_files(host, record), strict=True):
+    for source, path in zip(
+        (f"vmlinuz-{release}", f"initrd.img-{release}"), effects.boot_files(host, record), strict=True
+    ):
         content = io.BytesIO()
         if ssh.capture(endpoint, ["cat", f"/boot/{source}"], content) != 0 or not 0 < content.tell() < _LIMIT_BYTES:
             raise GuestFailed(
                 f"cannot read /boot/{source} in {record.name!r}", hint=f"hvctl ssh {record.name} -- ls /boot"
             )
-        host.shell.call(files.write_file, _aside(path), content.getvalue(), 0o444)
+        host.shell.call(files.write_file, effects.aside(path), content.getvalue(), 0o444)
 
 
 def _ask(endpoint: Endpoint, command: str) -> str:
@@ -96,11 +74,3 @@ def _ask(endpoint: Endpoint, command: str) -> str:
             hint="images that hvctl builds have it; others boot by themselves",
         )
     return answer.getvalue().decode(errors="replace").strip()
-
-
-def _boot_files(host: Host, record: Record) -> tuple[Path, Path]:
-    return host.store.kernel(record.uuid), host.store.initrd(record.uuid)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(path.name + _ASIDE)

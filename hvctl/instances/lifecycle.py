@@ -6,25 +6,13 @@ from hvctl import operation
 from hvctl.errors import NotFound, TimedOut, WrongState
 from hvctl.events import Sink, Stage, ignore
 from hvctl.host import Host
-from hvctl.instances import effects, query, wait
+from hvctl.instances import query, wait
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
+from hvctl.instances.verbs import DELETE
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Instance, Record, State, Wait
-from hvctl.operation import CLAIM, Step, Verb
-
-DELETE = Verb(
-    name="delete",
-    steps=(
-        Step(name="stop", redo=effects.kill),
-        Step(name="root", redo=effects.discard_root),
-        Step(name="files", redo=effects.discard_files),
-        Step(name="address", redo=effects.release_address),
-        Step(name="undefine", redo=effects.undefine),
-    ),
-    commit=CLAIM,
-    removes_domain=True,
-)
+from hvctl.operation import CLAIM
 
 STOP_TIMEOUT_S = 60.0
 

@@ -7,19 +7,9 @@ from hvctl.errors import AlreadyExists, HvctlError, NotFound, Unsupported
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import query
+from hvctl.instances.verbs import VERBS
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Instance, Mode, Record
-from hvctl.operation import Verb
-
-
-def verbs() -> dict[str, Verb]:
-    """Every verb that changes an instance, by name. A new one is registered here; the crash tests walk this table."""
-    from hvctl.instances.change import RENAME, SET
-    from hvctl.instances.create import CREATE
-    from hvctl.instances.kernel import KERNEL
-    from hvctl.instances.lifecycle import DELETE
-
-    return {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL)}
 
 
 def settle(host: Host, record: Record) -> str:
@@ -28,7 +18,7 @@ def settle(host: Host, record: Record) -> str:
     Raises Unsupported for a verb that this version does not know.
     """
     assert record.pending is not None
-    verb = verbs().get(record.pending.verb)
+    verb = VERBS.get(record.pending.verb)
     if verb is None or record.pending.step not in verb.step_names():
         raise Unsupported(
             f"{record.name!r} is in the middle of {record.pending.verb!r}, which this hvctl does not know",
