@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvctl import images
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
@@ -38,6 +39,7 @@ def collect(
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
     found += _collect_building(host, dry_run)
+    found += [] if dry_run else _prune_images(host)
     found += _collect_orphans(host, remove=orphans and not dry_run)
     for item in found:
         events(Note("", f"{item.what}: {item.action}"))
@@ -74,6 +76,11 @@ def _collect_building(host: Host, dry_run: bool) -> list[Collected]:
             Collected(what=f"building {name}", action="would be removed" if dry_run else "removed", is_done=not dry_run)
         )
     return found
+
+
+def _prune_images(host: Host) -> list[Collected]:
+    """Images that have no name any more (a newer build took it) and no user."""
+    return [Collected(what=f"image {image_id[:12]}", action="removed", is_done=True) for image_id in images.prune(host)]
 
 
 def _collect_orphans(host: Host, *, remove: bool) -> list[Collected]:

@@ -45,10 +45,11 @@ class Host:
         self._connections.clear()
 
     def connection(self, mode: Mode) -> Connection:
-        """The connection to the driver of a mode. Raises HostError when it does not answer."""
+        """The connection to the driver of a mode, a fresh one where the last was lost. Raises HostError, TimedOut."""
         uri = getattr(self.config, f"{mode.value}_uri")
         with self._opening:
-            if uri not in self._connections:
+            known = self._connections.get(uri)
+            if known is None or not known.is_alive:
                 from hvctl.libvirtapi.connection import Connection  # here, so that `--help` needs no libvirt
 
                 self._connections[uri] = Connection.open(uri)

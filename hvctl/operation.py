@@ -89,21 +89,22 @@ class Operation:
         self._events = events
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Write the intent to do this step, then let the block do it."""
-        self._intend(name)
+    def step(self, name: str, record: Record | None = None) -> Iterator[None]:
+        """Write the intent to do this step, with this record where it changes, then let the block do it."""
+        self._intend(name, record or self.record)
         yield
 
-    def commit(self, name: str, domain_xml: str) -> None:
-        """The step that commits: define this XML, with the record whose intent is already past this step."""
+    def commit(self, name: str, domain_xml: str, record: Record | None = None) -> None:
+        """The step that commits: define this XML, with this record where it changes, its intent already past this step."""
         from hvctl.libvirtapi import domains
 
-        self._intend(name)
+        self._intend(name, self.record)
         after = self.verb.step_names()[self.verb.index(name) + 1]
-        self.record = _with_step(self.record, self.verb, after)
-        connection = self.host.connection(self.record.mode)
-        log.debug("define %s:\n%s", self.record.name, domain_xml)
-        self.domain = domains.define(connection, metadata.embed(domain_xml, self.record))
+        committed = _with_step(record or self.record, self.verb, after)
+        log.debug("define %s:\n%s", committed.name, domain_xml)
+        connection = self.host.connection(committed.mode)
+        self.domain = domains.define(connection, metadata.embed(domain_xml, committed))
+        self.record = committed  # not before: a definition that libvirt refuses commits nothing
 
     def redo_after(self, committed: str) -> None:
         """Do all steps after the one that committed, from the record alone: just as a recovery would."""
@@ -117,10 +118,11 @@ class Operation:
         self.record = replace(self.record, pending=None)
         write_record(self.host, self.domain, self.record)
 
-    def _intend(self, step: str) -> None:
+    def _intend(self, step: str, record: Record) -> None:
         self._tell(step)
-        self.record = _with_step(self.record, self.verb, step)
-        write_record(self.host, self.domain, self.record)
+        intended = _with_step(record, self.verb, step)
+        write_record(self.host, self.domain, intended)
+        self.record = intended
 
     def _tell(self, step: str) -> None:
         self.host.pause(0)

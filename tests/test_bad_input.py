@@ -100,7 +100,12 @@ def test_a_mistake_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("source", "named"), [("<domain>", "not well-formed"), ("<domain>{{ vars.speed }}</domain>", "--set speed=")]
+    ("source", "named"),
+    [
+        ("<domain>", "not well-formed"),
+        ("<domain>{{ vars.speed }}</domain>", "--set speed="),
+        ("<domain type='qemu'><name>{{ name }}</name><nonsense/></domain>", "schema"),
+    ],
 )
 def test_a_template_with_a_fault_is_refused(
     capsys: pytest.CaptureFixture[str], here: None, unchanged: None, tmp_path: Path, source: str, named: str

@@ -36,6 +36,18 @@ def _create(host: Host, name: str, events: Sink = ignore) -> object:
     return create.create(host, request, events)
 
 
+def _is_set(host: Host, name: str) -> bool:
+    """By libvirt's word; then the record must say the same."""
+    instance = query.get(host, name)
+    if instance.live.cpus == 2:
+        assert (instance.record.spec.cpus, instance.record.spec.autostart, instance.live.is_autostart) == (
+            2,
+            True,
+            True,
+        )
+    return instance.live.cpus == 2
+
+
 SCENARIOS = {
     "create": Scenario(
         needs_instance=False,
@@ -55,7 +67,7 @@ SCENARIOS = {
     "set": Scenario(
         needs_instance=True,
         act=lambda host, name, events: change.set_(host, name, change.Changes(cpus=2, is_autostart=True), events),
-        is_done=lambda host, name: query.get(host, name).record.spec.cpus == 2,
+        is_done=_is_set,
     ),
 }
 

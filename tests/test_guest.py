@@ -232,6 +232,12 @@ def test_a_libvirtd_that_hangs_is_told_and_not_waited_for(settings: Config, runn
     assert "hvctl host doctor" in done.err
 
 
+def test_a_lost_connection_is_made_anew(host: Host, running: Instance) -> None:
+    """A process that lives longer than its connection (a web page, a test run) goes on with a fresh one."""
+    host.connection(Mode.VM).handle.close()
+    assert query.get(host, "running").state is State.RUNNING
+
+
 def test_virsh_can_do_it_all_and_a_lost_definition_comes_back(host: Host, settings: Config, running: Instance) -> None:
     """virsh shutdown and start work; after `virsh undefine` the guest comes back with its data, keys and address."""
     virsh = ["virsh", "-c", host.config.vm_uri]

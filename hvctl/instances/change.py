@@ -16,7 +16,7 @@ from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import RENAME, SET
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, Mode, Record, State
+from hvctl.model import Instance, Mode, Spec, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,12 @@ def set_(host: Host, name: str, changes: Changes, events: Sink = ignore) -> tupl
             memory_bytes=changes.memory_bytes or spec.memory_bytes,
             autostart=spec.autostart if changes.is_autostart is None else changes.is_autostart,
         )
-        record = replace(instance.record, spec=spec)
+        record = instance.record
         get_backend(record.mode).check_size(spec)
         domain = domains.get(host.connection(record.mode), record.uuid)
-        xml = _resize(domains.get_xml(domain), record)
+        xml = _resize(domains.get_xml(domain), spec)
         with operation.begin(host, SET, record, claim_existing(host), events) as change:
-            change.commit("define", xml)
+            change.commit("define", xml, replace(change.record, spec=spec))
             change.redo_after("define")
         return _report(host, instance, changes, domain)
 
@@ -114,10 +114,10 @@ def _try_live(apply: Callable[[object, int], None], domain: object, value: int) 
     return True
 
 
-def _resize(xml: str, record: Record) -> str:
+def _resize(xml: str, spec: Spec) -> str:
     """The definition with other sizes; everything else in it, also what somebody changed by virsh, stays."""
     domain = ElementTree.fromstring(xml)
-    for tag, text in (("vcpu", record.spec.cpus), ("memory", record.spec.memory_bytes // 1024)):
+    for tag, text in (("vcpu", spec.cpus), ("memory", spec.memory_bytes // 1024)):
         element = domain.find(tag)
         if element is not None:
             element.text = str(text)

@@ -44,10 +44,10 @@ def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
             with operation.begin(host, KERNEL, record, claim_existing(host), events) as change:
                 with change.step("fetch"):
                     _fetch(host, record, endpoint, release)
-                change.record = replace(
-                    change.record, kernel_release=release
-                )  # recorded with the next step: the commit
-                change.redo_after("fetch")
+                # The record that names the new kernel is the commit.
+                with change.step("swap", replace(change.record, kernel_release=release)):
+                    effects.swap_kernel(host, change.record)
+                change.redo_after("swap")
         # Last, since it lets go of the old kernel's package. A crash before leaves both there; the same command pins.
         _ask(endpoint, f"{_GUEST_PROGRAM} pin {release}")
     return release
