@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from hvctl.errors import HostError, HvctlError
 from hvctl.host import Host
 from hvctl.hostsetup.change import Change
-from hvctl.hostside import daemons
+from hvctl.hostside import daemons, filters
 from hvctl.libvirtapi import survey
 from hvctl.model import Mode
 
@@ -28,8 +28,8 @@ def missing(host: Host) -> Iterator[Change]:
 
 
 def present(host: Host) -> Iterator[Change]:
-    """Those that setup started, unless a domain of anybody's runs."""
-    started = daemons.list_started()
+    """Those that setup started, unless a domain of anybody's runs or another store's network still needs them."""
+    started = [] if filters.list_networks(but=host.config.network) else daemons.list_started()
     if started and not any(survey.has_active_domain(host.connection(mode)) for mode in Mode):
         yield Change(text=f"stop {', '.join(started)}", apply=functools.partial(_stop, host))
 

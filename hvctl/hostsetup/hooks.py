@@ -15,7 +15,6 @@ from pathlib import Path
 
 import hvctl.hostside
 from hvctl.host import Host
-from hvctl.hostsetup import network
 from hvctl.hostsetup.change import Change
 from hvctl.hostside import daemons, files, filters
 
@@ -38,7 +37,7 @@ def missing(_host: Host) -> Iterator[Change]:
 
 def present(host: Host) -> Iterator[Change]:
     """Nothing while another store's network still needs them."""
-    if network.list_registered(but=host.config.network):
+    if filters.list_networks(but=host.config.network):
         return
     if HOOK.exists():
         yield Change(text=f"remove libvirt's hook {HOOK}", apply=HOOK.unlink)

@@ -69,11 +69,6 @@ def present(host: Host) -> Iterator[Change]:
         )
 
 
-def list_registered(*, but: str = "") -> list[str]:
-    """Names of the networks that the packet filter serves, all `but` one."""
-    return sorted(path.stem for path in filters.NETWORKS.glob("*.json") if path.stem != but)
-
-
 def choose_subnet(host: Host) -> ipaddress.IPv4Network:
     """A random private /24 that overlaps no route, address or libvirt network of this host. Raises HostError."""
     taken = _routes(host) + survey.list_subnets(host.connection(Mode.VM))
@@ -128,7 +123,7 @@ def _register(name: str, subnet: str) -> None:
 
 def _unregister(name: str) -> None:
     files.remove(_file(name))
-    if list_registered():
+    if filters.list_networks():
         filters.restore()
     else:
         filters.remove()

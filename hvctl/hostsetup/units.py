@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hvctl.host import Host
-from hvctl.hostsetup import hooks, network
+from hvctl.hostsetup import hooks
 from hvctl.hostsetup.change import Change
-from hvctl.hostside import daemons, files
+from hvctl.hostside import daemons, files, filters
 
 _TIMEOUT_S = 90
 _UNIT = Path("/etc/systemd/system/hvctl-restore.service")
@@ -48,7 +48,7 @@ def present(host: Host) -> Iterator[Change]:
     mine, *shared = _files(host)
     if mine[0].exists():
         yield Change(text=f"remove {mine[0]}", apply=mine[0].unlink)
-    if network.list_registered(but=host.config.network):
+    if filters.list_networks(but=host.config.network):
         return
     if _UNIT.exists():
         yield Change(text=f"disable {_UNIT.name}", apply=functools.partial(_systemctl, host, "disable", _UNIT.name))

@@ -120,6 +120,11 @@ def guests() -> list[Guest]:
     return found
 
 
+def list_networks(*, but: str = "") -> list[str]:
+    """Names of the networks that the filter serves, all `but` one."""
+    return sorted(path.stem for path in NETWORKS.glob("*.json") if path.stem != but)
+
+
 def subnets() -> list[str]:
     """The subnets of the registered networks, sorted."""
     found = []
