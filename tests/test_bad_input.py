@@ -185,10 +185,14 @@ def test_an_image_that_vanished_is_named(
 
 
 def test_without_libvirtd_nothing_is_begun(settings: Config, unchanged: None) -> None:
-    nowhere = replace(settings, vm_uri="qemu+unix:///system?socket=/nosuch/socket")
-    for words in ((*CREATE, "x"), ("list",), ("gc",), ("delete", "--yes", "x")):
-        done = run(nowhere, *words)
-        assert_refused(done, 8, "libvirt")
+    """Nor when only one of the two drivers is away: half the instances must never be taken for all of them."""
+    socket = "?socket=/nosuch/socket"
+    for nowhere in (
+        replace(settings, vm_uri=f"qemu+unix:///system{socket}"),
+        replace(settings, container_uri=f"lxc+unix:///system{socket}"),
+    ):
+        for words in ((*CREATE, "x"), ("list",), ("gc",), ("delete", "--yes", "x")):
+            assert_refused(run(nowhere, *words), 8, "libvirt")
 
 
 def test_a_user_without_permission_is_told_before_it_starts(settings: Config, unchanged: None) -> None:
