@@ -76,6 +76,7 @@ CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
         ((*CREATE, "x", "--memory", "1M"), 7, "too little"),
         ((*CREATE, "x", "--memory", "900T"), 8, "more than this host has"),
         ((*CREATE, "x", "--disk", "1K"), 7, "smaller than image"),
+        ((*CREATE, "x", "--disk", "900P"), 7, "not possible"),
         ((*CREATE, "x", "--cpus", "4000"), 7, "4000 CPUs"),
         ((*CREATE, "x", "--cpus", "0"), 2, "--cpus"),
         ((*CREATE, "x", "--nosuch"), 2, "--nosuch"),

@@ -15,12 +15,12 @@ from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
-from hvctl.units import MIB, format_size
+from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
-# The smallest that the images of today boot with under direct kernel boot; less makes the kernel panic in its initrd.
+# Less, or more, is a slip of the pen rather than a wish.
 _LEAST_MEMORY_BYTES = 128 * MIB
-
+_LARGEST_DISK_BYTES = 16 * TIB
 
 # UEFI code and variables, without secure boot (its build refuses a kernel that is booted directly and not signed):
 # Debian and Ubuntu, Fedora's family, Arch.
@@ -54,6 +54,11 @@ class VmBackend(Backend):
                 f"a disk of {format_size(spec.disk_bytes)} is smaller than image {image.name!r} "
                 f"({format_size(image.disk.virtual_bytes)})",
                 hint=f"--disk {format_size(image.disk.virtual_bytes)} or more",
+            )
+        if spec.disk_bytes > _LARGEST_DISK_BYTES:
+            raise InvalidSpec(
+                f"a disk of {format_size(spec.disk_bytes)} is not possible",
+                hint=f"--disk {format_size(_LARGEST_DISK_BYTES)} or less",
             )
         self.check_size(spec)
 
