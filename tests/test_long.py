@@ -59,7 +59,7 @@ def test_user_data_reaches_cloud_init(host: Host, settings: Config, debian_image
     user_data = "#cloud-config\nwrite_files:\n- path: /root/made\n  content: by cloud-init\n"
     made = run(settings, "create", "cloudy", "--image", debian_image, "--user-data", "-", stdin=user_data)
     assert made.status == 0, made.err
-    done = run(settings, "ssh", "cloudy", "--", "cloud-init status --wait; cat /root/made; hostname")
+    done = run(settings, "ssh", "cloudy", "--", "cloud-init status --wait; cat /root/made; echo; hostname")
     assert "status: done" in done.out
     assert done.out.splitlines()[-1] == "cloudy"
     assert "by cloud-init" in done.out
