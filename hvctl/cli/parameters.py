@@ -12,7 +12,7 @@ from hvctl.units import parse_size
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
-class Size(click.ParamType[int]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has no parameters for it
     """`512M`, `2GiB` as bytes."""
 
     name = "size"
@@ -21,7 +21,7 @@ class Size(click.ParamType[int]):
         return value if isinstance(value, int) else parse_size(value)
 
 
-class Pair(click.ParamType[tuple[str, str]]):
+class Pair(click.ParamType):  # type: ignore[type-arg]
     """`K=V` as a pair."""
 
     name = "k=v"
