@@ -96,6 +96,9 @@ def test_teardown_is_refused_while_there_are_instances(bare: Host) -> None:
     create.create(bare, create.Request(spec=tiny.make_spec("inhabitant"), start=False))
     with pytest.raises(WrongState, match="inhabitant"):
         hostsetup.teardown(bare)
+    nowhere = replace(bare.config, vm_uri="qemu+unix:///system?socket=/nosuch/socket")
+    with Host(nowhere) as mute, pytest.raises(WrongState, match="still has instances"):
+        hostsetup.teardown(mute)  # nor when libvirt cannot say whose they are
     lifecycle.delete(bare, "inhabitant")
 
 

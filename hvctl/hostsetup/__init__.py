@@ -12,6 +12,7 @@ from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostsetup import daemons, devices, directories, hooks, network, units
 from hvctl.hostsetup.change import Change, Part
+from hvctl.hostside import files
 
 PARTS: tuple[Part, ...] = (
     Part(name="directories", missing=directories.missing, present=directories.present),
@@ -36,7 +37,7 @@ def teardown(host: Host, *, dry_run: bool = False, events: Sink = ignore) -> tup
 
     Raises WrongState while there are instances: they need the network and the store.
     """
-    instances = _instances_or_none(host)
+    instances = _list_instances(host)
     if instances:
         raise WrongState(
             f"this host still has instances: {', '.join(instances)}",
@@ -58,11 +59,11 @@ def _walk(host: Host, parts: list[tuple[str, Part.Finder]], dry_run: bool, event
     return tuple(done)
 
 
-def _instances_or_none(host: Host) -> list[str]:
-    """Names of instances; none when libvirt does not run at all (then nothing of theirs runs either)."""
-    if not daemons.is_answering(host):
-        return []
-    return [instance.name for instance in host.instances()]
+def _list_instances(host: Host) -> list[str]:
+    """Names of instances; where libvirt does not answer, the directories of the store that may be some's."""
+    if daemons.is_answering(host):
+        return [instance.name for instance in host.instances()]
+    return host.shell.call(files.list_names, host.store.instances)
 
 
 def _require_root() -> None:
