@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -170,12 +171,16 @@ def test_a_killed_build_is_collected_once_nobody_works_on_it(host: Host) -> None
     before = published.list_ids(host)
     builder = subprocess.Popen([sys.executable, "-c", _BUILD, host.store.root, host.store.run])
     name = wait_for_build(host)
+    workers = processes_naming(name)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # or mmdebstrap would end by itself, having nobody to write to any more
     builder.kill()
     builder.wait(timeout=30)
-    # mmdebstrap lives on, and the lock with it.
-    assert gc.collect(host) == ()
-    for pid in processes_naming(name):
-        os.kill(pid, signal.SIGKILL)
+    assert workers
+    assert gc.collect(host) == ()  # mmdebstrap lives on, and the lock with it
+    for pid in {*workers, *processes_naming(name)}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     until(lambda: not host.is_busy(f"building-{name}"))
     assert [item.what for item in gc.collect(host)] == [f"building {name}"]
     assert list(host.store.building.iterdir()) == []
