@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hvctl import config, metadata
 from hvctl.errors import HostError, Interrupted, WrongState
 from hvctl.hostside import files, locks
-from hvctl.model import Instance, Mode
+from hvctl.model import Instance, Live, Mode, State
 from hvctl.shell import LocalShell, Shell
 from hvctl.store import Store
 
@@ -73,7 +73,29 @@ class Host:
                 record = metadata.find(listed.xml)
                 if record is not None and record.store == self.store.root:
                     found.append(Instance(record=record, live=listed.live))
+        known = {instance.record.uuid for instance in found}
+        found += [instance for instance in self.list_renaming() if instance.record.uuid not in known]
         return sorted(found, key=lambda instance: instance.name)
+
+    def list_renaming(self) -> list[Instance]:
+        """Instances whose definition the store keeps while libvirt has it under neither name; a crash leaves one so."""
+        found = []
+        folder = self.store.root / "renaming"
+        try:
+            names = files.list_names(folder)
+        except PermissionError:  # the store is root's
+            return []
+        for name in names:
+            record = metadata.find(self.read_text(folder / name))
+            if record is not None:
+                live = Live(
+                    state=State.STOPPED,
+                    cpus=record.spec.cpus,
+                    memory_bytes=record.spec.memory_bytes,
+                    is_autostart=record.spec.autostart,
+                )
+                found.append(Instance(record=record, live=live))
+        return found
 
     @contextlib.contextmanager
     def lock(self, name: str, *, timeout_s: float = 0) -> Iterator[None]:

@@ -4,10 +4,13 @@ The only place that knows the element's shape. It has a schema version: a newer 
 know are kept as they are. It holds no secret: anybody who may read libvirt may read it.
 
     <hvctl:instance xmlns:hvctl="urn:hvctl" schema="1" store="/var/lib/hvctl" created="2026-01-31T12:00:00Z">
-      <hvctl:spec mode="vm" image="debian-12" cpus="2" memory="1073741824" disk="0" template="default" accel="auto">
+      <hvctl:spec mode="vm" image="debian-12" cpus="2" memory="1073741824" disk="0" template="default" accel="auto"
+          autostart="no" cpuset="0-1" processes="0" privileged="no">
         <hvctl:variable name="K" value="V"/>
+        <hvctl:mount source="/srv/data" target="/data" read-only="no" uid="1000" gid="1000"/>
       </hvctl:spec>
       <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg"><hvctl:layer id="UUID"/></hvctl:root>
+      <hvctl:container first-id="1879048192"/>
       <hvctl:interface network="hvctl" mac="52:..." address="10.1.2.3" device="hv0123456789"/>
       <hvctl:access user="root" provision="credentials" host-key="ssh-ed25519 AAAA..."><hvctl:key>...</hvctl:key></hvctl:access>
       <hvctl:label name="K" value="V"/>
@@ -24,14 +27,14 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.errors import InvalidSpec, Unsupported
-from hvctl.model import AccelChoice, Accelerator, Mode, PendingOperation, Provision, Record, Spec
+from hvctl.model import AccelChoice, Accelerator, Mode, Mount, PendingOperation, Provision, Record, Spec
 
 PREFIX = "hvctl"
 URI = "urn:hvctl"
 SCHEMA = 1
 
 _NS = f"{{{URI}}}"
-_KNOWN = {_NS + tag for tag in ("spec", "root", "interface", "access", "label", "pending")}
+_KNOWN = {_NS + tag for tag in ("spec", "root", "container", "interface", "access", "label", "pending")}
 
 ElementTree.register_namespace(PREFIX, URI)
 
@@ -102,10 +105,16 @@ def _build(record: Record) -> Element:
             "disk": str(spec.disk_bytes),
             "template": spec.template,
             "accel": spec.accel,
-            "autostart": "yes" if spec.autostart else "no",
+            "autostart": _yes(spec.autostart),
+            "cpuset": spec.cpuset,
+            "processes": str(spec.processes),
+            "privileged": _yes(spec.is_privileged),
         },
     )
     _add_pairs(asked, "variable", spec.variables)
+    for mount in spec.mounts:
+        owner = {"read-only": _yes(mount.is_read_only), "uid": str(mount.uid), "gid": str(mount.gid)}
+        SubElement(asked, f"{_NS}mount", {"source": mount.source, "target": mount.target, **owner})
     root = SubElement(
         top,
         f"{_NS}root",
@@ -113,6 +122,8 @@ def _build(record: Record) -> Element:
     )
     for layer in record.layers:
         SubElement(root, f"{_NS}layer", {"id": layer})
+    if record.first_id is not None:
+        SubElement(top, f"{_NS}container", {"first-id": str(record.first_id)})
     interface = {"network": record.network, "mac": record.mac, "address": record.address, "device": record.device}
     SubElement(top, f"{_NS}interface", interface)
     access = SubElement(
@@ -158,7 +169,9 @@ def _parse(top: Element, name: str, uuid: UUID) -> Record:
         labels=_pairs(top, "label"),
         unknown=tuple(ElementTree.tostring(child, encoding="unicode") for child in top if child.tag not in _KNOWN),
     )
-    pending = top.find(f"{_NS}pending")
+    container, pending = top.find(f"{_NS}container"), top.find(f"{_NS}pending")
+    if container is not None:
+        record = replace(record, first_id=int(container.attrib["first-id"]))
     if pending is None:
         return record
     operation = PendingOperation(
@@ -179,7 +192,24 @@ def _parse_spec(element: Element, name: str) -> Spec:
         variables=_pairs(element, "variable"),
         accel=AccelChoice(element.attrib["accel"]),
         autostart=element.get("autostart") == "yes",
+        cpuset=element.get("cpuset", ""),
+        processes=int(element.get("processes", "0")),
+        is_privileged=element.get("privileged") == "yes",
+        mounts=tuple(
+            Mount(
+                source=mount.attrib["source"],
+                target=mount.attrib["target"],
+                is_read_only=mount.get("read-only") == "yes",
+                uid=int(mount.attrib["uid"]),
+                gid=int(mount.attrib["gid"]),
+            )
+            for mount in element.findall(f"{_NS}mount")
+        ),
     )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _child(top: Element, tag: str) -> Element:

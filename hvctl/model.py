@@ -87,6 +87,18 @@ class Provision(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A directory of the host that a container sees, too."""
+
+    source: str
+    target: str
+    is_read_only: bool = False
+    uid: int = 0
+    gid: int = 0
+    """Whose the files of the container's root are out there: the caller's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """What was asked for when an instance was made. Holds no secret: any libvirt user can read it."""
 
@@ -101,6 +113,13 @@ class Spec:
     variables: tuple[tuple[str, str], ...] = ()
     accel: AccelChoice = AccelChoice.AUTO
     autostart: bool = False
+    cpuset: str = ""
+    """The host's CPUs it may run on (`0-3,8`); empty: all."""
+    processes: int = 0
+    """How many processes and threads it may have; 0 takes the mode's."""
+    is_privileged: bool = False
+    """A container whose root is the host's root: asked for by name, never the default."""
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +158,8 @@ class Record:
     provision: Provision = Provision.CREDENTIALS
     kernel_release: str = ""
     """The kernel it boots directly (`uname -r`), from its image or fetched from the guest; empty: its own boot loader."""
+    first_id: int | None = None
+    """A container's: the uid and gid outside of what is root inside; 65,536 from there on are its own. 0: privileged."""
     created_at: str = ""
     """UTC, ISO 8601 to the second."""
     labels: tuple[tuple[str, str], ...] = ()

@@ -15,7 +15,12 @@ _LABEL = "cidata"
 
 
 def make_nocloud(record: Record, host_key: bytes, user_data: bytes) -> bytes:
-    """The seed disk of an instance: its name, address by DHCP, and the user data.
+    """The seed disk of an instance: the files of `format_files`."""
+    return make_iso(format_files(record, host_key, user_data))
+
+
+def format_files(record: Record, host_key: bytes, user_data: bytes) -> dict[str, bytes]:
+    """Name and content of a seed's files: the instance's name, address by DHCP, and the user data.
 
     An image without hvctl's own mechanism (`Provision.NOCLOUD`) gets keys and host key this way too, as vendor data,
     so that the user data stays the user's own.
@@ -27,7 +32,7 @@ def make_nocloud(record: Record, host_key: bytes, user_data: bytes) -> bytes:
     }
     if record.provision is Provision.NOCLOUD:
         files["vendor-data"] = b"#cloud-config\n" + _json(_vendor_data(record, host_key))
-    return make_iso(files)
+    return files
 
 
 def make_iso(files: dict[str, bytes]) -> bytes:

@@ -5,8 +5,11 @@ Pure path arithmetic. File names are UUIDs, digests or checked names, never what
     STORE/                       0711  root      (the qemu user must pass, nobody may list)
       images/ID/                 0711            manifest.json disk.qcow2 vmlinuz initrd, all 0444, tree/ 0700
       tags/NAME                                  one line: the identifier of the image
-      layers/ID/                 0711            disk.qcow2, layer.json
-      instances/UUID/            0711            domain.xml vmlinuz initrd identity/ seed.iso console.log nvram.fd
+      layers/ID/                 0711            a VM's: disk.qcow2
+      layers/ID/                 0700            a container's: upper/ work/ layer.json
+      instances/UUID/            0711            domain.xml identity/, a VM's: vmlinuz initrd seed.iso console.log nvram.fd
+                                                 a container's: root/ mounts/N below/N, all mount points
+      renaming/UUID.xml          0711            a definition on its way to another name; empty but for moments
       building/OPERATION/        0700            private directories; published from here by rename
     RUN/                         0755
       locks/                     2770  root:libvirt
@@ -47,6 +50,10 @@ class Store:
     def building(self) -> Path:
         return self.root / "building"
 
+    def renaming(self, uuid: UUID) -> Path:
+        """The definition of an instance that libvirt has for neither its old name nor its new one at this moment."""
+        return self.root / "renaming" / f"{uuid}.xml"
+
     @property
     def locks(self) -> Path:
         return self.run / "locks"
@@ -86,6 +93,13 @@ class Store:
 
     def nvram(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "nvram.fd"
+
+    def container_root(self, uuid: UUID) -> Path:
+        """Where a container's root is mounted while it runs."""
+        return self.instance(uuid) / "root"
+
+    def container_mount(self, uuid: UUID, number: int) -> Path:
+        return self.instance(uuid) / "mounts" / str(number)
 
     def console_log(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "console.log"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,6 @@ STDIN_LIMIT_BYTES = 1024 * 1024
 _PING_TIMEOUT_S = 5
 _CONNECT_TIMEOUT_S = 10
 _CALL_TIMEOUT_S = 30
-_ENVIRONMENT = (
-    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME=/root",
-    "USER=root",
-    "LOGNAME=root",
-    "LANG=C.UTF-8",
-)
 _FIRST_PAUSE_S = 0.005
 # Longer messages arrive damaged ("JSON parse error", QEMU 7.2's agent behind libvirt 9.0), after half a minute.
 _CHUNK_BYTES = 48 * 1024
@@ -49,7 +42,13 @@ def ping(domain: Any, *, timeout_s: int = _PING_TIMEOUT_S) -> None:
     agent.command(domain, "guest-ping", {}, timeout_s=timeout_s)
 
 
-def run(domain: Any, argv: tuple[str, ...], stdin: bytes, pause: Callable[[float], None]) -> ExecResult:
+def run(
+    domain: Any,
+    argv: tuple[str, ...],
+    environment: Mapping[str, str],
+    stdin: bytes,
+    pause: Callable[[float], None],
+) -> ExecResult:
     """Run a program as root, found by PATH, its arguments as they are; return when it has ended.
 
     Raises UsageError for more than 1 MiB of input, GuestFailed when the agent is away or cut the output (16 MiB each).
@@ -57,7 +56,7 @@ def run(domain: Any, argv: tuple[str, ...], stdin: bytes, pause: Callable[[float
     if len(stdin) > STDIN_LIMIT_BYTES:
         raise UsageError("exec in a VM takes at most 1 MiB on stdin", hint="pipe it through: hvctl ssh NAME -- ...")
     _wait_for_agent(domain, pause)
-    identifier = _start(domain, argv, stdin)
+    identifier = _start(domain, argv, environment, stdin)
     pause_s = _FIRST_PAUSE_S
     while True:
         answer = agent.command(domain, "guest-exec-status", {"pid": identifier}, timeout_s=_CALL_TIMEOUT_S)
@@ -79,10 +78,11 @@ def _wait_for_agent(domain: Any, pause: Callable[[float], None]) -> None:
         pause(_LONGEST_PAUSE_S)
 
 
-def _start(domain: Any, argv: tuple[str, ...], stdin: bytes) -> int:
+def _start(domain: Any, argv: tuple[str, ...], environment: Mapping[str, str], stdin: bytes) -> int:
     """The agent's number of the process. `env` finds the program by PATH and tells 126 and 127 apart, as a shell does."""
     words = ["/usr/bin/env", *argv] if "=" not in argv[0] else ["/bin/sh", "-c", 'exec "$0" "$@"', *argv]
-    arguments: dict[str, object] = {"env": list(_ENVIRONMENT), "capture-output": True}
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    arguments: dict[str, object] = {"env": variables, "capture-output": True}
     if len(stdin) > _CHUNK_BYTES:
         words = ["/bin/sh", "-c", _WITH_FILE, _write_file(domain, stdin), *words]
     elif stdin:

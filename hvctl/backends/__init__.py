@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from hvctl.backends.base import Backend, Secrets, Values
-from hvctl.errors import Unsupported
+from hvctl.backends.base import Backend, Feature, Secrets, Values, list_features
 from hvctl.model import Mode
 
-__all__ = ["Backend", "Secrets", "Values", "get_backend"]
+__all__ = ["Backend", "Feature", "Secrets", "Values", "features", "get_backend"]
 
 
 def get_backend(mode: Mode) -> Backend:
     """The backend of a mode."""
-    from hvctl.backends.vm import VmBackend
+    if mode is Mode.VM:
+        from hvctl.backends.vm import VmBackend
 
-    backends: dict[Mode, type[Backend]] = {Mode.VM: VmBackend}
-    if mode not in backends:
-        raise Unsupported(f"mode {mode} is not built yet", hint="leave --container away")
-    return backends[mode]()
+        return VmBackend()
+    from hvctl.backends.container import ContainerBackend
+
+    return ContainerBackend()
+
+
+def features() -> tuple[Feature, ...]:
+    """What not every mode can."""
+    return list_features(tuple(get_backend(mode) for mode in Mode))

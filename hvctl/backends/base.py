@@ -1,21 +1,39 @@
 """The interface of a mode: making and removing a root, the values of its template, running a command inside.
 
 Everything else (define, start, metadata, console, ...) libvirt makes alike; it is in `libvirtapi` once.
+
+What not every mode can do is an `optional` method: its one body here raises Unsupported, a backend that can overrides
+it, and `hvctl host features` prints the table from which do.
 """
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
+from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
+from hvctl.errors import HostError, InvalidSpec, Unsupported
 from hvctl.host import Host
-from hvctl.hostside import files
+from hvctl.hostside import files, machine
+from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Record, Spec
+from hvctl.units import format_size
 
 Values = Mapping[str, object]
+F = TypeVar("F", bound=Callable[..., Any])
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "LANG": "C.UTF-8",
+}
+"""What a command that is run inside starts with, whatever the caller's is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +46,110 @@ class Secrets:
     """cloud-init user data; empty for none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """Something that not every mode can: what it is called, and the modes that can."""
+
+    name: str
+    modes: tuple[Mode, ...]
+
+
+def optional(name: str) -> Callable[[F], F]:
+    """Mark a method of Backend as an ability that a mode may lack."""
+
+    def mark(method: F) -> F:
+        method.__dict__["feature"] = name
+        return method
+
+    return mark
+
+
 class Backend(ABC):
     """One mode. Holds no state; every effect may be done twice."""
 
     mode: ClassVar[Mode]
+    noun: ClassVar[str]
+    """`a VM`, `a container`: for messages."""
+    least_memory_bytes: ClassVar[int]
+    example: ClassVar[Mapping[str, Any]]
+    """What a record has in this mode only, with values that are the same on every machine."""
+
+    @abstractmethod
+    def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
+        """The record with what only this mode has in it, and a line for the user on what was chosen (or empty)."""
 
     @abstractmethod
     def format_stub(self, record: Record) -> str:
         """The smallest domain XML that claims the name: nothing in it can run or be mistaken for the instance."""
 
-    @abstractmethod
     def check(self, host: Host, record: Record, image: Image) -> None:
         """Raise InvalidSpec, Unsupported or HostError when this cannot become an instance; changes nothing."""
+        spec = record.spec
+        self.check_image(image)
+        self.check_size(spec)
+        if spec.disk_bytes:
+            self.check_disk(spec, image)
+        if spec.is_privileged:
+            self.check_privileged()
+        if spec.processes:
+            self.check_processes()
+        if spec.mounts:
+            self.check_mounts(host, spec)
 
     @abstractmethod
+    def check_image(self, image: Image) -> None:
+        """Raise InvalidSpec when the image has nothing that this mode can start."""
+
     def check_size(self, spec: Spec) -> None:
         """Raise InvalidSpec or HostError for CPUs or memory that this host or mode cannot give."""
+        if spec.memory_bytes < self.least_memory_bytes:
+            raise InvalidSpec(
+                f"{format_size(spec.memory_bytes)} of memory is too little for {self.noun}",
+                hint=f"--memory {format_size(self.least_memory_bytes)} or more",
+            )
+        _check_fits(spec.memory_bytes, spec.cpus)
+        if spec.cpuset:
+            _check_cpuset(spec.cpuset)
+
+    @optional("root disk of a given size (create --disk)")
+    def check_disk(self, spec: Spec, image: Image) -> None:
+        """Raise InvalidSpec for a size of the root disk that cannot be."""
+        raise self._unsupported("has no disk of a size of its own", "leave --disk away")
+
+    @optional("privileged mode (create --privileged)")
+    def check_privileged(self) -> None:
+        """Return when its root may be the host's root."""
+        raise self._unsupported("is never privileged", "leave --privileged away")
+
+    @optional("limit on the number of processes (create --processes)")
+    def check_processes(self) -> None:
+        """Return when the number of its processes can be limited."""
+        raise self._unsupported("runs processes that this host cannot count", "leave --processes away")
+
+    @optional("directories shared with the host (create --mount)")
+    def check_mounts(self, host: Host, spec: Spec) -> None:
+        """Raise InvalidSpec for a shared directory that cannot be."""
+        raise self._unsupported("cannot share directories with the host yet", "leave --mount away")
+
+    @optional("choice of accelerator (create --accel, --require-kvm)")
+    def check_accelerator(self) -> None:
+        """Return when an accelerator can be chosen."""
+        raise self._unsupported("runs on the host's CPUs directly", "leave --accel and --require-kvm away")
+
+    @optional("kernel of its own (kernel)")
+    def check_kernel(self) -> None:
+        """Return when it can boot another kernel."""
+        raise self._unsupported("shares the host's kernel", "update the host's: it is every container's")
+
+    @optional("exec with a terminal (exec --tty)")
+    def check_terminal(self) -> None:
+        """Return when `attach` can give a command a terminal."""
+        raise self._unsupported("has no terminal for exec: its guest agent cannot give one", "use ssh")
+
+    @contextlib.contextmanager
+    def allocate(self, host: Host, record: Record) -> Iterator[Record]:
+        """The record with what is this host's to give, held against others until the block has written it to libvirt."""
+        yield record
 
     @abstractmethod
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
@@ -54,7 +160,7 @@ class Backend(ABC):
         host.shell.call(files.remove, host.store.instance(record.uuid))
 
     @abstractmethod
-    def create_root(self, host: Host, record: Record, image: Image) -> None:
+    def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         """Make the writable layer on the image."""
 
     def discard_root(self, host: Host, record: Record) -> None:
@@ -70,9 +176,34 @@ class Backend(ABC):
     def finish_xml(self, host: Host, record: Record, image: Image, xml: str) -> str:
         """Add to a rendered definition what no template can be trusted to hold."""
 
+    def resize_xml(self, domain: ElementTree.Element, spec: Spec) -> None:
+        """Give a definition other sizes; everything else in it, also what somebody changed by virsh, stays."""
+        for tag, number in (("vcpu", spec.cpus), ("memory", spec.memory_bytes // 1024)):
+            element = domain.find(tag)
+            if element is not None:
+                element.text = str(number)
+                element.attrib.pop("current", None)
+        memory, current = domain.find("memory"), domain.find("currentMemory")
+        if memory is not None:
+            memory.set("unit", "KiB")
+        if current is not None:
+            domain.remove(current)
+
+    @abstractmethod
+    def resize_live(self, host: Host, record: Record, field_name: str) -> None:
+        """Give the running instance the `cpus` or `memory` of its spec. Raises HvctlError when it cannot follow."""
+
     @abstractmethod
     def rename(self, host: Host, record: Record, name: str) -> None:
         """Give the stopped domain another name, its record and everything else kept; never a moment without either."""
+
+    @abstractmethod
+    def finish_rename(self, host: Host, record: Record) -> None:
+        """Finish what `rename` was killed in, given the record with the new name; fine when it is finished."""
+
+    @abstractmethod
+    def undo_rename(self, host: Host, record: Record) -> None:
+        """Take back what `rename` has prepared, given the record with the old name."""
 
     @abstractmethod
     def write_name(self, host: Host, record: Record) -> None:
@@ -81,3 +212,69 @@ class Backend(ABC):
     @abstractmethod
     def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
         """Run a command as root inside, without the network; output complete, the command's own exit status."""
+
+    @abstractmethod
+    def attach(self, host: Host, record: Record, argv: tuple[str, ...], *, with_terminal: bool | None) -> int:
+        """Run a command as root inside with this process's stdin, stdout and stderr; its exit status.
+
+        `with_terminal` None: with one when stdin and stdout are terminals and the mode can.
+        """
+
+    def kill(self, host: Host, record: Record) -> None:
+        """End it at once, whatever it is doing; fine when it is off already. Raises NotFound."""
+        domains.kill(domains.get(host.connection(self.mode), record.uuid))
+
+    @abstractmethod
+    def answers(self, host: Host, record: Record) -> bool:
+        """Whether a command could be run inside now."""
+
+    @abstractmethod
+    def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
+        """The end of what it said when it booted; empty where there is none. Raises HostError when it may not be read."""
+
+    def _unsupported(self, reason: str, hint: str) -> Unsupported:
+        return Unsupported(f"{self.noun} {reason}", hint=f"{hint}; what each mode can: hvctl host features")
+
+
+def list_features(backends: tuple[Backend, ...]) -> tuple[Feature, ...]:
+    """What not every mode can, from which methods the backends override."""
+    found = []
+    for name, method in vars(Backend).items():
+        feature = getattr(method, "feature", "")
+        if feature:
+            can = tuple(backend.mode for backend in backends if getattr(type(backend), name) is not method)
+            found.append(Feature(name=feature, modes=can))
+    return tuple(found)
+
+
+def credentials(record: Record, secrets: Secrets) -> dict[str, bytes]:
+    """Name and keys as images of hvctl's look for them at every boot (`rootfs/guestfiles.py`): file -> content."""
+    return {
+        "hvctl.name": record.name.encode(),
+        "hvctl.host_key": secrets.host_key,
+        "hvctl.authorized_keys": "".join(f"{key}\n" for key in record.authorized_keys).encode(),
+    }
+
+
+def _check_fits(memory_bytes: int, cpus: int) -> None:
+    total_bytes = machine.total_memory_bytes()
+    if memory_bytes > total_bytes:
+        raise HostError(
+            f"{format_size(memory_bytes)} of memory is more than this host has ({format_size(total_bytes)})",
+            hint="ask for less with --memory",
+        )
+    count = machine.count_cpus()
+    if not 1 <= cpus <= 4 * count:
+        raise InvalidSpec(
+            f"{cpus} CPUs is not possible on this host with {count} of its own", hint=f"--cpus 1 to {4 * count}"
+        )
+
+
+def _check_cpuset(text: str) -> None:
+    count = machine.count_cpus()
+    try:
+        chosen = machine.parse_cpuset(text)
+    except ValueError as error:
+        raise InvalidSpec(f"{text!r} is no set of CPUs", hint="--cpuset 0-3,8") from error
+    if max(chosen) >= count:
+        raise InvalidSpec(f"this host has no CPU {max(chosen)}", hint=f"--cpuset 0-{count - 1}")

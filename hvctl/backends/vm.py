@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
+from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends.base import Backend, Secrets, Values
-from hvctl.errors import HostError, InvalidSpec
+from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.errors import HvctlError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
@@ -18,6 +21,7 @@ from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, S
 from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
+_PING_TIMEOUT_S = 2
 # Less, or more, is a slip of the pen rather than a wish.
 _LEAST_MEMORY_BYTES = 128 * MIB
 _LARGEST_DISK_BYTES = 16 * TIB
@@ -35,6 +39,14 @@ class VmBackend(Backend):
     """libvirt's QEMU driver."""
 
     mode: ClassVar[Mode] = Mode.VM
+    noun: ClassVar[str] = "a VM"
+    least_memory_bytes: ClassVar[int] = _LEAST_MEMORY_BYTES
+    example: ClassVar[Mapping[str, Any]] = {"accelerator": Accelerator.TCG, "kernel_release": "6.1.0-1-cloud-amd64"}
+
+    def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
+        accelerator, reason = accel.choose(host, record.spec.accel, require_kvm=require_kvm)
+        kernel_release = image.kernel_release if image.kernel else ""
+        return replace(record, accelerator=accelerator, kernel_release=kernel_release), f"accelerator {reason}"
 
     def format_stub(self, record: Record) -> str:
         domain = ElementTree.Element("domain", {"type": "qemu"})
@@ -43,13 +55,15 @@ class VmBackend(Backend):
         ElementTree.SubElement(ElementTree.SubElement(domain, "os"), "type", {"arch": "x86_64"}).text = "hvm"
         return ElementTree.tostring(domain, encoding="unicode")
 
-    def check(self, host: Host, record: Record, image: Image) -> None:
-        spec = record.spec
+    def check_image(self, image: Image) -> None:
         if image.disk is None:
             raise InvalidSpec(
                 f"image {image.name!r} has no disk, so it cannot run as a VM", hint="see what it has: hvctl image show"
             )
-        if spec.disk_bytes and spec.disk_bytes < image.disk.virtual_bytes:
+
+    def check_disk(self, spec: Spec, image: Image) -> None:
+        assert image.disk is not None
+        if spec.disk_bytes < image.disk.virtual_bytes:
             raise InvalidSpec(
                 f"a disk of {format_size(spec.disk_bytes)} is smaller than image {image.name!r} "
                 f"({format_size(image.disk.virtual_bytes)})",
@@ -60,21 +74,18 @@ class VmBackend(Backend):
                 f"a disk of {format_size(spec.disk_bytes)} is not possible",
                 hint=f"--disk {format_size(_LARGEST_DISK_BYTES)} or less",
             )
-        self.check_size(spec)
 
-    def check_size(self, spec: Spec) -> None:
-        if spec.memory_bytes < _LEAST_MEMORY_BYTES:
-            raise InvalidSpec(
-                f"{format_size(spec.memory_bytes)} of memory is too little for a VM",
-                hint=f"--memory {format_size(_LEAST_MEMORY_BYTES)} or more",
-            )
-        _check_fits(spec.memory_bytes, spec.cpus)
+    def check_accelerator(self) -> None:
+        return
+
+    def check_kernel(self) -> None:
+        return
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         store, call = host.store, host.shell.call
         call(files.make_directory, store.instance(record.uuid), 0o711)
         call(files.make_directory, store.identity(record.uuid), 0o711)
-        for name, content in _credentials(record, secrets).items():
+        for name, content in credentials(record, secrets).items():
             call(files.write_file, store.identity(record.uuid) / name, content, 0o600)
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             from hvctl import seed
@@ -84,7 +95,7 @@ class VmBackend(Backend):
         for artefact, path in _boot_files(host, record, image):
             call(files.clone_file, store.image(image.id) / artefact.file, path, 0o444)
 
-    def create_root(self, host: Host, record: Record, image: Image) -> None:
+    def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         assert image.disk is not None
         layer = record.layers[-1]
         host.shell.call(files.make_directory, host.store.layer(layer), 0o711)
@@ -132,6 +143,7 @@ class VmBackend(Backend):
             "disabled_cpu_features": () if is_kvm else ("la57",),
             "memory_kib": spec.memory_bytes // 1024,
             "cpus": spec.cpus,
+            "cpuset": spec.cpuset,
             "kernel": str(store.kernel(uuid)) if has_kernel else "",
             "initrd": str(store.initrd(uuid)) if has_kernel else "",
             "kernel_arguments": " ".join(arguments),
@@ -163,36 +175,52 @@ class VmBackend(Backend):
         return ElementTree.tostring(domain, encoding="unicode") + "\n"
 
     def rename(self, host: Host, record: Record, name: str) -> None:
-        domains.rename(domains.get(host.connection(self.mode), record.uuid), name)
+        domains.rename(self._domain(host, record), name)
+
+    def finish_rename(self, host: Host, record: Record) -> None:
+        """libvirt renames at once or not at all."""
+
+    def undo_rename(self, host: Host, record: Record) -> None:
+        """libvirt renames at once or not at all."""
 
     def write_name(self, host: Host, record: Record) -> None:
         path = host.store.identity(record.uuid) / "hvctl.name"
         host.shell.call(files.write_file, path, record.name.encode(), 0o600)
 
     def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
-        return agent.run(domains.get(host.connection(self.mode), record.uuid), argv, stdin, host.pause)
+        return agent.run(self._domain(host, record), argv, ENVIRONMENT, stdin, host.pause)
 
+    def attach(self, host: Host, record: Record, argv: tuple[str, ...], *, with_terminal: bool | None) -> int:
+        if with_terminal:
+            self.check_terminal()
+        stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read(agent.STDIN_LIMIT_BYTES + 1)
+        result = self.run_inside(host, record, argv, stdin)
+        for stream, content in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+            stream.buffer.write(content)
+            stream.buffer.flush()
+        return result.status
 
-def _check_fits(memory_bytes: int, cpus: int) -> None:
-    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory_bytes > total_bytes:
-        raise HostError(
-            f"{format_size(memory_bytes)} of memory is more than this host has ({format_size(total_bytes)})",
-            hint="ask for less with --memory",
-        )
-    most = 4 * (os.cpu_count() or 1)
-    if not 1 <= cpus <= most:
-        raise InvalidSpec(
-            f"{cpus} CPUs is not possible on this host with {os.cpu_count()} of its own", hint=f"--cpus 1 to {most}"
-        )
+    def answers(self, host: Host, record: Record) -> bool:
+        try:
+            agent.ping(self._domain(host, record), timeout_s=_PING_TIMEOUT_S)
+        except HvctlError:
+            return False
+        return True
 
+    def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
+        path = host.store.console_log(record.uuid)
+        if not host.shell.call(files.exists, path):
+            return b""
+        return host.shell.call(files.read_tail, path, limit_bytes=limit_bytes)
 
-def _credentials(record: Record, secrets: Secrets) -> dict[str, bytes]:
-    return {
-        "hvctl.name": record.name.encode(),
-        "hvctl.host_key": secrets.host_key,
-        "hvctl.authorized_keys": "".join(f"{key}\n" for key in record.authorized_keys).encode(),
-    }
+    def resize_live(self, host: Host, record: Record, field_name: str) -> None:
+        domain, spec = self._domain(host, record), record.spec
+        change = {"cpus": (domains.set_vcpus, spec.cpus), "memory": (domains.set_memory, spec.memory_bytes)}
+        function, value = change[field_name]
+        function(domain, value)
+
+    def _domain(self, host: Host, record: Record) -> Any:
+        return domains.get(host.connection(self.mode), record.uuid)
 
 
 def _boot_files(host: Host, record: Record, image: Image) -> list[tuple[Artefact, Path]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, output_options
-from hvctl.cli.parameters import PAIR, SIZE
+from hvctl.cli.parameters import MOUNT, PAIR, SIZE
 from hvctl.cli.present import as_json
 from hvctl.errors import NotFound, UsageError
 from hvctl.events import Note, Sink
@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--container", is_flag=True, help="A container instead of a VM, from the same image.")
 @click.option("--image", help="The image to start from (default: from the settings, debian-12).")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
+@click.option("--cpuset", default="", help="The host's CPUs it may run on: 0-3,8 (default: all).")
+@click.option("--processes", type=click.IntRange(8), help="Processes and threads a container may have (default: 4096).")
+@click.option("--mount", "mounts", metavar="SRC:DST[:ro]", type=MOUNT, multiple=True, help="Share a directory.")
+@click.option("--privileged", is_flag=True, help="A container whose root is this host's root.")
 @click.option("--disk", type=SIZE, help="Size of the root disk (default: the image's).")
 @click.option("--template", default="default", show_default=True, help="A name from `hvctl template list`, or a file.")
 @click.option("--set", "variables", metavar="K=V", type=PAIR, multiple=True, help="A value for the template (vars.K).")
@@ -80,7 +85,7 @@ def _parse(app: App, name: str, options: dict[str, object]) -> Request:
     check_name(name)
     spec = Spec(
         name=name,
-        mode=Mode.VM,
+        mode=Mode.CONTAINER if options["container"] else Mode.VM,
         image=str(options["image"] or app.host.config.image),
         cpus=int(str(options["cpus"])),
         memory_bytes=int(str(options["memory"])),
@@ -89,6 +94,10 @@ def _parse(app: App, name: str, options: dict[str, object]) -> Request:
         variables=tuple(options["variables"]),  # type: ignore[arg-type]
         accel=AccelChoice(str(options["accel"])),
         autostart=bool(options["autostart"]),
+        cpuset=str(options["cpuset"]),
+        processes=int(str(options["processes"] or 0)),
+        is_privileged=bool(options["privileged"]),
+        mounts=tuple(options["mounts"]),  # type: ignore[arg-type]
     )
     return Request(
         spec=spec,

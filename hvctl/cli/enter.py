@@ -7,7 +7,7 @@ import sys
 import click
 
 from hvctl.cli.app import App, output_options
-from hvctl.errors import Unsupported, UsageError
+from hvctl.errors import UsageError
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -38,9 +38,14 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 @click.command("exec", context_settings=_PASS_ON)
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--tty", "-t", is_flag=True, help="With a terminal (containers only).")
+@click.option(
+    "--tty/--no-tty",
+    "-t/-T",
+    default=None,
+    help="With or without a terminal (default: with, in a container, when interactive).",
+)
 @output_options
-def exec_(app: App, name: str, command: tuple[str, ...], tty: bool) -> int:
+def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> int:
     """Run a command as root without the network; exits with the command's own code, 255 is hvctl's own failure.
 
     The words are passed on as they are, never through a shell.
@@ -49,15 +54,7 @@ def exec_(app: App, name: str, command: tuple[str, ...], tty: bool) -> int:
     """
     from hvctl.instances import enter
 
-    if tty:
-        raise Unsupported("exec in a VM has no terminal: the guest agent cannot give one", hint=f"hvctl ssh {name}")
-    stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read(enter.STDIN_LIMIT_BYTES + 1)
-    result = enter.exec_(app.host, name, _words(command), stdin)
-    sys.stdout.buffer.write(result.stdout)
-    sys.stdout.buffer.flush()
-    sys.stderr.buffer.write(result.stderr)
-    sys.stderr.buffer.flush()
-    return result.status
+    return enter.attach(app.host, name, _words(command), with_terminal=tty)
 
 
 @click.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import click
 
+from hvctl.model import Mount
 from hvctl.units import parse_size
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
@@ -35,7 +37,25 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
+class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
+    """`SRC:DST[:ro]` as a Mount; what its root writes belongs to the caller, by SUDO_UID where sudo was used."""
+
+    name = "mount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Mount:
+        if isinstance(value, Mount):
+            return value
+        source, *rest = str(value).split(":")
+        if len(rest) not in (1, 2) or not source or not rest[0] or rest[1:] not in ([], ["ro"]):
+            self.fail(f"{value!r} is not SRC:DST or SRC:DST:ro", param, ctx)
+        uid, gid = (
+            int(os.environ.get(f"SUDO_{kind}") or own) for kind, own in (("UID", os.getuid()), ("GID", os.getgid()))
+        )
+        return Mount(source=os.path.abspath(source), target=rest[0], is_read_only=rest[1:] == ["ro"], uid=uid, gid=gid)
+
+
 SIZE = Size()
 PAIR = Pair()
+MOUNT = SharedDirectory()
 
-__all__ = ["PAIR", "SIZE"]
+__all__ = ["MOUNT", "PAIR", "SIZE"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from hvctl.model import Instance
+from hvctl.model import Instance, Mount
 from hvctl.units import format_duration, format_size
 
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
@@ -31,6 +31,13 @@ def as_json(instance: Instance) -> dict[str, object]:
         "host_key": record.host_key,
         "accelerator": record.accelerator.value if record.accelerator else None,
         "kernel": record.kernel_release,
+        "privileged": spec.is_privileged,
+        "first_id": record.first_id,
+        "cpuset": spec.cpuset,
+        "processes": spec.processes or None,
+        "mounts": [
+            {"source": mount.source, "target": mount.target, "read_only": mount.is_read_only} for mount in spec.mounts
+        ],
         "template": spec.template,
         "variables": dict(spec.variables),
         "autostart": live.is_autostart,
@@ -47,7 +54,7 @@ def as_row(instance: Instance) -> tuple[str, ...]:
     return (
         record.name,
         instance.state.value,
-        record.mode.value,
+        _mode(instance),
         record.spec.image,
         str(live.cpus),
         format_size(live.memory_bytes),
@@ -65,7 +72,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
     return [
         ("name", record.name),
         ("state", state),
-        ("mode", record.mode.value),
+        ("mode", _mode(instance)),
         ("image", f"{spec.image} ({record.image_id[:12]})"),
         ("cpus", _both(str(live.cpus), str(spec.cpus))),
         ("memory", _both(format_size(live.memory_bytes), format_size(spec.memory_bytes))),
@@ -77,6 +84,10 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("host key", record.host_key),
         ("accelerator", record.accelerator.value if record.accelerator else ""),
         ("kernel", record.kernel_release),
+        ("ids", f"{record.first_id} to {record.first_id + 65535} on the host" if record.first_id else ""),
+        ("cpuset", spec.cpuset),
+        ("processes", f"{spec.processes} at most" if spec.processes else ""),
+        *(("mount", _format_mount(mount)) for mount in spec.mounts),
         ("template", spec.template),
         ("variables", " ".join(f"{key}={value}" for key, value in spec.variables)),
         ("autostart", _both("yes" if live.is_autostart else "no", "yes" if spec.autostart else "no")),
@@ -93,6 +104,16 @@ def format_age(created_at: str) -> str:
     except ValueError:
         return "-"
     return format_duration(max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds()))
+
+
+def _mode(instance: Instance) -> str:
+    """The mode, and what must not be overlooked about it."""
+    record = instance.record
+    return f"{record.mode.value}, privileged" if record.spec.is_privileged else record.mode.value
+
+
+def _format_mount(mount: Mount) -> str:
+    return f"{mount.source} at {mount.target}{' (read-only)' if mount.is_read_only else ''}"
 
 
 def _both(live: str, asked: str) -> str:

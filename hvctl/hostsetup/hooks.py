@@ -1,6 +1,6 @@
-"""libvirt's hook, and the code behind it: a copy of `hvctl.hostside` that no virtual environment can take away.
+"""libvirt's hooks, the containers' emulator wrapper, and a copy of the code behind them that no virtual environment takes away.
 
-The script stands in `hooks/qemu.d/`, beside whatever hook the user has (libvirt runs all of them). AppArmor lets
+The hooks stand in `hooks/qemu.d/` and `hooks/lxc.d/`, beside whatever the user has (libvirt runs all). AppArmor lets
 libvirtd execute what is below /etc/libvirt/hooks (`rmix`) and read every file, so the code itself may stay in
 /usr/local/lib, where a hook of libvirt's would not be mistaken for one. It lies in a directory named after its content:
 a guest that starts during an upgrade runs the old code or the new one, never half of each.
@@ -16,9 +16,10 @@ from pathlib import Path
 import hvctl.hostside
 from hvctl.host import Host
 from hvctl.hostsetup.change import Change
-from hvctl.hostside import daemons, files, filters
+from hvctl.hostside import daemons, emulator, files, filters
 
-HOOK = Path("/etc/libvirt/hooks/qemu.d/hvctl")
+HOOKS = tuple(Path(f"/etc/libvirt/hooks/{driver}.d/hvctl") for driver in ("qemu", "lxc"))
+_SCRIPTS = {**dict.fromkeys(HOOKS, "hook"), emulator.PROGRAM: "emulator"}
 _CODE = filters.NETWORKS.parent
 _SOURCE = Path(hvctl.hostside.__file__).parent
 
@@ -27,20 +28,24 @@ def missing(_host: Host) -> Iterator[Change]:
     code = code_folder()
     if not code.is_dir():
         yield Change(text=f"install the hook's code in {code}", apply=functools.partial(_install, code))
-    script = format_script(code)
-    if not HOOK.exists() or HOOK.read_text() != script:
-        yield Change(text=f"install libvirt's hook {HOOK}", apply=functools.partial(_install_hook, script))
-    if HOOK.exists() and not daemons.has_noticed(HOOK):
-        reload = functools.partial(daemons.reload_libvirtd, HOOK)
-        yield Change(text="let the running libvirtd notice the hook (SIGHUP)", apply=reload)
+    for path, module in _SCRIPTS.items():
+        script = format_script(code, module)
+        if not path.exists() or path.read_text() != script:
+            yield Change(text=f"install {path}", apply=functools.partial(_install_script, path, script))
+    yield from _remove_old_code(code)
+    unnoticed = [hook for hook in HOOKS if hook.exists() and not daemons.has_noticed(hook)]
+    if unnoticed:
+        reload = functools.partial(daemons.reload_libvirtd, unnoticed[-1])
+        yield Change(text="let the running libvirtd notice the hooks (SIGHUP)", apply=reload)
 
 
 def present(host: Host) -> Iterator[Change]:
     """Nothing while another store's network still needs them."""
     if filters.list_networks(but=host.config.network):
         return
-    if HOOK.exists():
-        yield Change(text=f"remove libvirt's hook {HOOK}", apply=HOOK.unlink)
+    for hook in HOOKS:
+        if hook.exists():
+            yield Change(text=f"remove libvirt's hook {hook}", apply=hook.unlink)
     if _CODE.exists():
         yield Change(text=f"remove the hook's code in {_CODE}", apply=functools.partial(files.remove, _CODE))
     if filters.is_in_place():
@@ -55,19 +60,20 @@ def code_folder() -> Path:
     return _CODE / digest.hexdigest()[:16]
 
 
-def format_script(code: Path) -> str:
-    """The hook itself. `-I`: nothing of the environment; `-S`: no site-packages, which saves a third of the start."""
+def format_script(code: Path, module: str) -> str:
+    """A script itself. `-I`: nothing of the environment; `-S`: no site-packages, which saves a third of the start."""
     return f"""#!/usr/bin/python3 -IS
-# Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {code}/hvctl/hostside/hook.py
+# Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {code}/hvctl/hostside/{module}.py
 import sys
 sys.path.insert(0, "{code}")
-from hvctl.hostside import hook
-hook.main(sys.argv)
+from hvctl.hostside import {module}
+{module}.main(sys.argv)
 """
 
 
 def _list_source() -> list[Path]:
-    return sorted(_SOURCE.glob("*.py"))
+    """hostside, and the one module of ours that it may import."""
+    return [_SOURCE.parent / "store.py", *sorted(_SOURCE.glob("*.py"))]
 
 
 def _install(code: Path) -> None:
@@ -76,15 +82,19 @@ def _install(code: Path) -> None:
     (package / "hostside").mkdir(parents=True, mode=0o755)
     (package / "__init__.py").touch(mode=0o644)
     for path in _list_source():
-        copy = package / "hostside" / path.name
+        copy = package / path.relative_to(_SOURCE.parent)
         copy.write_bytes(path.read_bytes())
         copy.chmod(0o644)
     files.publish(package.parent, code)
 
 
-def _install_hook(script: str) -> None:
-    HOOK.parent.mkdir(parents=True, exist_ok=True)
-    files.write_file(HOOK, script.encode(), 0o755)
-    for folder in _CODE.iterdir():
-        if folder not in (filters.NETWORKS, code_folder()):
-            files.remove(folder)
+def _install_script(path: Path, script: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_file(path, script.encode(), 0o755)
+
+
+def _remove_old_code(code: Path) -> Iterator[Change]:
+    """Nothing calls an older version any more once all scripts name this one."""
+    for folder in sorted(_CODE.iterdir()) if code.is_dir() else []:
+        if folder not in (filters.NETWORKS, code, emulator.PROGRAM):
+            yield Change(text=f"remove older code, {folder}", apply=functools.partial(files.remove, folder))

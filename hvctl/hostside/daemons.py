@@ -74,8 +74,9 @@ def has_noticed(hook: Path) -> bool:
     started = _start_time(process)
     boot_s = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
     started_s = int(boot_s.group(1) if boot_s else 0) + int(started or 0) / os.sysconf("SC_CLK_TCK")
-    told = NOTICED.read_text() if NOTICED.exists() else ""
-    return started_s > hook.stat().st_mtime + 1 or told == f"{process} {started}"
+    installed_s = hook.stat().st_mtime
+    told = NOTICED.read_text() if NOTICED.exists() and NOTICED.stat().st_mtime >= installed_s else ""
+    return started_s > installed_s + 1 or told == f"{process} {started}"
 
 
 def reload_libvirtd(hook: Path) -> None:

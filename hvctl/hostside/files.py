@@ -37,12 +37,16 @@ def make_scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="hvctl-"))
 
 
-def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Put a file there, replacing what was: written aside with this mode, synced, renamed. A failure leaves nothing."""
+def write_file(path: Path, content: bytes, mode: int, *, group: int = -1) -> None:
+    """Put a file there, replacing what was: written aside with this mode (and group), synced, renamed.
+
+    A failure leaves nothing.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
+            os.fchown(descriptor, -1, group)
             os.fchmod(descriptor, mode)
             stream.write(content)
             stream.flush()
@@ -146,6 +150,16 @@ def set_mode(path: Path, mode: int) -> None:
         os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
+
+
+def set_owner(path: Path, uid: int, gid: int) -> None:
+    """Give a file or directory to somebody; a link itself, not what it points to."""
+    os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether this is a directory, or a link to one."""
+    return path.is_dir()
 
 
 def clone_file(source: Path, target: Path, mode: int) -> None:

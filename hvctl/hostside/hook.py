@@ -1,4 +1,4 @@
-"""What libvirt's `qemu` hook does for hvctl: the filter for a guest, before it runs and after it has ended.
+"""What libvirt's `qemu` and `lxc` hooks do for hvctl: a guest's filter and a container's root, before it runs and after.
 
 Called as `hook NAME OPERATION SUB-OPERATION EXTRA` with the domain's XML on stdin
 (https://libvirt.org/hooks.html). It never calls libvirt, which waits for it, and is quick. A domain that hvctl did not
@@ -13,38 +13,142 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hvctl.hostside import filters
+    from xml.etree.ElementTree import Element
+
+    from hvctl.hostside import confine, filters, roots
 
 _URI = "urn:hvctl"
+_NS = f"{{{_URI}}}"
 _LIMIT_BYTES = 4 * 1024 * 1024
+_OPERATIONS = (("prepare", "begin"), ("started", "begin"), ("reconnect", "begin"), ("release", "end"))
 
 
 def main(arguments: list[str]) -> None:
     """Do what this call asks for. Whatever fails is raised, and ends in `give_up`."""
     sys.excepthook = give_up
-    _program, _name, operation, sub_operation, *_extra = arguments
-    if (operation, sub_operation) not in (("prepare", "begin"), ("reconnect", "begin"), ("release", "end")):
+    _program, name, operation, sub_operation, *_extra = arguments
+    if (operation, sub_operation) not in _OPERATIONS:
         return
     text = sys.stdin.buffer.read(_LIMIT_BYTES)
     if _URI.encode() not in text:
         return
-    from hvctl.hostside import filters  # here: other people's domains do not pay for it
+    from xml.etree import ElementTree  # here: other people's domains do not pay for it
 
-    guest = find_guest(text)
-    if guest is not None:
-        (filters.dismiss if operation == "release" else filters.admit)(guest)
+    domain = ElementTree.fromstring(text)
+    record = domain.find(f"./metadata/{_NS}instance")
+    if record is None:
+        return
+    if operation == "prepare":
+        prepare(name, domain, record)
+    elif operation == "release":
+        release(name, domain, record)
+    elif operation == "reconnect":
+        filter_in(record)
+    else:
+        confine_(domain, record)
 
 
-def find_guest(text: bytes) -> filters.Guest | None:
-    """The guest's interface as hvctl's record in the domain's metadata names it; None while it has no address yet."""
-    from xml.etree import ElementTree
+def prepare(name: str, domain: Element, record: Element) -> None:
+    """Before it starts. Raises what forbids it."""
+    pending = record.find(f"{_NS}pending")
+    if pending is not None and pending.get("verb") == "create":
+        raise OSError("it is not complete; finish or undo it: hvctl gc")
+    filter_in(record)
+    root = find_root(domain, record)
+    if root is not None:
+        from hvctl.hostside import confine, roots
 
+        confine.release(name, root.uuid)
+        confine.note(name, root.uuid, find_limits(record))
+        roots.mount(root)
+
+
+def release(name: str, domain: Element, record: Element) -> None:
+    """After it has ended, or failed to start."""
     from hvctl.hostside import filters
 
-    interface = ElementTree.fromstring(text).find(f"./metadata/{{{_URI}}}instance/{{{_URI}}}interface")
+    guest = find_guest(record)
+    if guest is not None:
+        filters.dismiss(guest)
+    root = find_root(domain, record)
+    if root is not None:
+        from hvctl.hostside import confine, roots
+
+        roots.unmount(root.directory)
+        confine.release(name, root.uuid)
+
+
+def filter_in(record: Element) -> None:
+    """Let it speak as itself, and only so."""
+    from hvctl.hostside import filters
+
+    guest = find_guest(record)
+    if guest is not None:
+        filters.admit(guest)
+
+
+def confine_(domain: Element, record: Element) -> None:
+    """Its limits, where its root cannot lift them. libvirt's identifier of a container is its controller's process."""
+    if record.find(f"{_NS}container") is not None:
+        from hvctl.hostside import confine
+
+        confine.hold(int(domain.get("id", "")), find_limits(record))
+
+
+def find_guest(record: Element) -> filters.Guest | None:
+    """The guest's interface as hvctl's record names it; None while it has no address yet."""
+    from hvctl.hostside import filters
+
+    interface = record.find(f"{_NS}interface")
     if interface is None or not interface.get("address"):
         return None
     return filters.Guest(interface.get("device", ""), interface.get("mac", ""), interface.get("address", ""))
+
+
+def find_root(domain: Element, record: Element) -> roots.Root | None:
+    """What a container stands on; None for a VM, whose disks need nobody."""
+    container = record.find(f"{_NS}container")
+    if container is None:
+        return None
+    from pathlib import Path
+    from uuid import UUID
+
+    from hvctl.hostside import roots
+    from hvctl.store import Store
+
+    shares = tuple(
+        roots.Share(
+            source=Path(share.attrib["source"]),
+            is_read_only=share.get("read-only") == "yes",
+            uid=int(share.attrib["uid"]),
+            gid=int(share.attrib["gid"]),
+        )
+        for share in record.iterfind(f"{_NS}spec/{_NS}mount")
+    )
+    root = record.find(f"{_NS}root")
+    assert root is not None
+    return roots.Root(
+        store=Store(root=Path(record.attrib["store"]), run=Path()),
+        uuid=str(UUID(domain.findtext("uuid", ""))),
+        image_id=root.attrib["image"],
+        layers=tuple(layer.attrib["id"] for layer in root.iterfind(f"{_NS}layer")),
+        first_id=int(container.attrib["first-id"]),
+        shares=shares,
+    )
+
+
+def find_limits(record: Element) -> confine.Limits:
+    """What was asked for a container."""
+    from hvctl.hostside import confine
+
+    spec, container = record.find(f"{_NS}spec"), record.find(f"{_NS}container")
+    assert spec is not None and container is not None
+    return confine.Limits(
+        first_id=int(container.attrib["first-id"]),
+        memory_bytes=int(spec.attrib["memory"]),
+        cpus=int(spec.attrib["cpus"]),
+        processes=int(spec.get("processes", "0")) or confine.DEFAULT_PROCESSES,
+    )
 
 
 def give_up(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
@@ -56,8 +160,9 @@ def give_up(kind: type[BaseException], error: BaseException, _trace: TracebackTy
     import syslog
 
     name, operation = [*sys.argv, "", ""][1:3]
-    line = f"hvctl: the filter of {name!r} failed at {operation}: {kind.__name__}: {error}"
+    line = f"hvctl: {name!r} failed at {operation}: {kind.__name__}: {error}"
     syslog.syslog(syslog.LOG_ERR, line)
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
-    os._exit(1 if operation == "prepare" else 0)
+    # A container that cannot be confined does not go on: libvirt ends it when this fails at `started`.
+    os._exit(1 if operation in ("prepare", "started") else 0)

@@ -139,3 +139,27 @@ def virtualisation_features() -> tuple[str, ...]:
                 flags = set(line.partition(":")[2].split())
                 break
     return tuple(feature for feature in ("vmx", "svm") if feature in flags)
+
+
+def total_memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def count_cpus() -> int:
+    """The CPUs of this machine."""
+    return os.cpu_count() or 1
+
+
+def parse_cpuset(text: str) -> set[int]:
+    """The numbers in a list of CPUs, `0-3,8` (cpuset(7), list format). Raises ValueError."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isascii() and first.isdigit() and (last or first).isdigit()):
+            raise ValueError(f"not a number: {part!r}")
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers or numbers[-1] > 8191:
+            raise ValueError(f"not a range: {part!r}")
+        chosen.update(numbers)
+    return chosen

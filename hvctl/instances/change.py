@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
@@ -16,7 +16,9 @@ from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import RENAME, SET
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, Mode, Spec, State
+from hvctl.model import Instance, Mode, Record, Spec, State
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,51 +85,43 @@ def set_(host: Host, name: str, changes: Changes, events: Sink = ignore) -> tupl
         )
         record = instance.record
         get_backend(record.mode).check_size(spec)
-        domain = domains.get(host.connection(record.mode), record.uuid)
-        xml = _resize(domains.get_xml(domain), spec)
+        xml = _resize(host, record, spec)
         with operation.begin(host, SET, record, claim_existing(host), events) as change:
             change.commit("define", xml, replace(change.record, spec=spec))
             change.redo_after("define")
-        return _report(host, instance, changes, domain)
+        return _report(host, instance, replace(record, spec=spec), changes)
 
 
-def _report(host: Host, before: Instance, changes: Changes, domain: object) -> tuple[Changed, ...]:
+def _resize(host: Host, record: Record, spec: Spec) -> str:
+    """Its definition with other sizes."""
+    xml = domains.get_xml(domains.get(host.connection(record.mode), record.uuid))
+    domain = ElementTree.fromstring(xml)
+    get_backend(record.mode).resize_xml(domain, spec)
+    return ElementTree.tostring(domain, encoding="unicode")
+
+
+def _report(host: Host, before: Instance, record: Record, changes: Changes) -> tuple[Changed, ...]:
     """Try each change on the running guest; what it cannot follow waits for the next start."""
     done = []
     is_off = before.state in (State.STOPPED, State.CRASHED)
-    for field, value, shown, apply in (
-        ("cpus", changes.cpus, str(changes.cpus), domains.set_vcpus),
-        ("memory", changes.memory_bytes, f"{changes.memory_bytes} bytes", domains.set_memory),
+    for field, value, shown in (
+        ("cpus", changes.cpus, str(changes.cpus)),
+        ("memory", changes.memory_bytes, f"{changes.memory_bytes} bytes"),
     ):
         if value is not None:
-            done.append(Changed(field=field, value=shown, is_live=is_off or _try_live(apply, domain, value)))
+            done.append(Changed(field=field, value=shown, is_live=is_off or _try_live(host, record, field)))
     if changes.is_autostart is not None:
         done.append(Changed(field="autostart", value="on" if changes.is_autostart else "off", is_live=True))
     return tuple(done)
 
 
-def _try_live(apply: Callable[[object, int], None], domain: object, value: int) -> bool:
+def _try_live(host: Host, record: Record, field: str) -> bool:
     try:
-        apply(domain, value)
-    except HvctlError:
+        get_backend(record.mode).resize_live(host, record, field)
+    except HvctlError as error:
+        log.debug("%s of %s cannot change now: %s", field, record.name, error.message)
         return False
     return True
-
-
-def _resize(xml: str, spec: Spec) -> str:
-    """The definition with other sizes; everything else in it, also what somebody changed by virsh, stays."""
-    domain = ElementTree.fromstring(xml)
-    for tag, text in (("vcpu", spec.cpus), ("memory", spec.memory_bytes // 1024)):
-        element = domain.find(tag)
-        if element is not None:
-            element.text = str(text)
-            element.attrib.pop("current", None)
-            if tag == "memory":
-                element.set("unit", "KiB")
-    current = domain.find("currentMemory")
-    if current is not None:
-        domain.remove(current)
-    return ElementTree.tostring(domain, encoding="unicode")
 
 
 def _find_renamed(host: Host, old: str, new: str) -> Instance | None:

@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
-from hvctl import accel, identity, metadata, operation, templates
+from hvctl import identity, metadata, operation, templates
 from hvctl.backends import Secrets, get_backend
 from hvctl.errors import AlreadyExists, InvalidSpec
 from hvctl.events import Note, Sink, ignore
@@ -43,7 +43,8 @@ class Plan:
     image: Image
     template: templates.Template
     secrets: Secrets
-    accelerator_note: str
+    note: str
+    """What was chosen for the user, in a line; empty when there was no choice."""
 
 
 def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
@@ -56,7 +57,8 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     plan = make_plan(host, request)
     name = request.spec.name
     with host.lock(name):
-        events(Note(name, plan.accelerator_note))
+        if plan.note:
+            events(Note(name, plan.note))
         if not _adopt(host, plan):
             _build(host, plan, events)
         if request.start:
@@ -75,7 +77,6 @@ def make_plan(host: Host, request: Request) -> Plan:
     image = published.get_image(host, spec.image)
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
-    accelerator, reason = accel.choose(host, spec.accel, require_kvm=request.require_kvm)
     key = identity.new_key_pair()
     uuid = uuid4()
     record = Record(
@@ -89,16 +90,13 @@ def make_plan(host: Host, request: Request) -> Plan:
         login_user=image.login_user,
         host_key=key.public,
         authorized_keys=request.authorized_keys,
-        accelerator=accelerator,
         provision=image.provision,
-        kernel_release=image.kernel_release if image.kernel else "",
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     backend.check(host, record, image)
+    record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
     secrets = Secrets(host_key=key.private, user_data=request.user_data)
-    plan = Plan(
-        record=record, image=image, template=template, secrets=secrets, accelerator_note=f"accelerator {reason}"
-    )
+    plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
     format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
     return plan
 
@@ -150,12 +148,12 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
         return domains.define(connection, metadata.embed(backend.format_stub(record), record))
 
     with operation.begin(host, CREATE, plan.record, claim, events) as change:
-        with change.step("address"):
+        with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
             change.record = replace(change.record, address=_reserve(host, change.record))
         with change.step("files"):
             backend.create_files(host, change.record, plan.image, plan.secrets)
         with change.step("root"):
-            backend.create_root(host, change.record, plan.image)
+            backend.create_root(host, change.record, plan.image, plan.secrets)
         change.commit("define", format_xml(host, plan, change.record))
         change.redo_after("define")
 

@@ -5,6 +5,7 @@ The same functions take back a failed `create`, carry out a `delete`, and finish
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def name_address(host: Host, record: Record, name: str) -> None:
         networks.rename_reservation(host.connection(record.mode), record.network, mac=record.mac, name=name)
 
 
+def finish_rename(host: Host, record: Record) -> None:
+    """Finish a renaming that was killed after its commit."""
+    get_backend(record.mode).finish_rename(host, record)
+
+
+def undo_rename(host: Host, record: Record) -> None:
+    """Take back what a renaming prepared before its commit."""
+    get_backend(record.mode).undo_rename(host, record)
+
+
 def write_name(host: Host, record: Record) -> None:
     """Tell the instance its name as of the next start."""
     get_backend(record.mode).write_name(host, record)
@@ -52,11 +63,8 @@ def discard_root(host: Host, record: Record) -> None:
 
 def kill(host: Host, record: Record) -> None:
     """End its process."""
-    try:
-        domain = get_domain(host, record)
-    except NotFound:
-        return
-    domains.kill(domain)
+    with contextlib.suppress(NotFound):
+        get_backend(record.mode).kill(host, record)
 
 
 def undefine(host: Host, record: Record) -> None:

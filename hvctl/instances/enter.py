@@ -11,7 +11,7 @@ from hvctl.errors import UsageError
 from hvctl.host import Host
 from hvctl.instances import query
 
-__all__ = ["STDIN_LIMIT_BYTES", "console", "exec_"]
+__all__ = ["STDIN_LIMIT_BYTES", "attach", "console", "exec_"]
 
 
 def exec_(host: Host, name: str, argv: Sequence[str], stdin: bytes = b"") -> ExecResult:
@@ -23,6 +23,18 @@ def exec_(host: Host, name: str, argv: Sequence[str], stdin: bytes = b"") -> Exe
         raise UsageError("there is no command to run", hint=f"hvctl exec {name} -- COMMAND")
     instance = query.get_running(host, name)
     return get_backend(instance.record.mode).run_inside(host, instance.record, tuple(argv), stdin)
+
+
+def attach(host: Host, name: str, argv: Sequence[str], *, with_terminal: bool | None = None) -> int:
+    """Run a command as root inside with this process's stdin, stdout and stderr; its exit status.
+
+    `with_terminal` None: with one when there is a person and the mode can. Raises Unsupported where it was asked for
+    and cannot be, and what `exec_` raises.
+    """
+    if not argv:
+        raise UsageError("there is no command to run", hint=f"hvctl exec {name} -- COMMAND")
+    instance = query.get_running(host, name)
+    return get_backend(instance.record.mode).attach(host, instance.record, tuple(argv), with_terminal=with_terminal)
 
 
 def console(host: Host, name: str, *, force: bool = False) -> bool:

@@ -10,7 +10,7 @@ from hvctl import metadata, templates
 from hvctl.backends import get_backend
 from hvctl.host import Host
 from hvctl.libvirtapi import schema
-from hvctl.model import Accelerator, Artefact, Disk, Image, Mode, Provision, Record, Spec
+from hvctl.model import Artefact, Disk, Image, Mode, Mount, Provision, Record, Spec
 from hvctl.units import GIB
 
 IMAGE = Image(
@@ -29,12 +29,22 @@ IMAGE = Image(
     initrd=Artefact(file="initrd", size_bytes=1, sha256="0" * 64),
     kernel_arguments=("root=/dev/vda", "rw", "console=ttyS0"),
     kernel_release="6.1.0-1-cloud-amd64",
+    has_tree=True,
 )
 
 
 def make_record(mode: Mode, template: str, store: Path, variables: Mapping[str, str]) -> Record:
     """A record with values that are the same on every machine."""
-    spec = Spec(name="example", mode=mode, image=IMAGE.name, template=template, variables=tuple(variables.items()))
+    mounts = (Mount(source="/srv/data", target="/data"),)
+    spec = Spec(
+        name="example",
+        mode=mode,
+        image=IMAGE.name,
+        template=template,
+        variables=tuple(variables.items()),
+        cpuset="0-1",
+        mounts=mounts,
+    )
     return Record(
         uuid=UUID("00000000-0000-4000-8000-000000000001"),
         spec=spec,
@@ -46,8 +56,7 @@ def make_record(mode: Mode, template: str, store: Path, variables: Mapping[str, 
         address="10.0.0.2",
         host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEX",
         authorized_keys=(),
-        accelerator=Accelerator.TCG,
-        kernel_release=IMAGE.kernel_release,
+        **get_backend(mode).example,
         created_at=IMAGE.created_at,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hvctl import operation
 from hvctl.access import ssh
+from hvctl.backends import get_backend
 from hvctl.errors import GuestFailed, Unsupported
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
@@ -32,6 +33,7 @@ def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
     with host.lock(name):
         instance = query.get_running(host, name)
         record = instance.record
+        get_backend(record.mode).check_kernel()
         if not record.kernel_release:
             raise Unsupported(f"{name!r} boots its kernel itself", hint="nothing is to be done: restart it")
         endpoint = query.endpoint_of(instance)

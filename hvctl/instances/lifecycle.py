@@ -6,7 +6,7 @@ from hvctl import operation
 from hvctl.errors import NotFound, TimedOut, WrongState
 from hvctl.events import Sink, Stage, ignore
 from hvctl.host import Host
-from hvctl.instances import query, wait
+from hvctl.instances import effects, query, wait
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import DELETE
@@ -61,7 +61,7 @@ def stop(
         if instance.state in (State.STOPPED, State.CRASHED):
             return False
         if force:
-            domains.kill(domain)
+            effects.kill(host, instance.record)
             return True
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused and cannot shut down", hint=f"hvctl resume {name}, or stop --force")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvctl import metadata
+from hvctl import metadata, operation
 from hvctl.errors import HvctlError, NotFound, NotManaged, WrongState
 from hvctl.host import Host
 from hvctl.libvirtapi import domains
@@ -35,6 +35,9 @@ def find(host: Host, name: str) -> Instance | None:
                 hint=f"HVCTL_STORE={record.store} hvctl ...",
             )
         return Instance(record=record, live=listed.live)
+    for instance in host.list_renaming():
+        if name in (instance.name, operation.arguments_of(instance.record).get("from")):
+            return instance
     return None
 
 
@@ -86,11 +89,11 @@ def get_xml(host: Host, instance: Instance) -> str:
 
 def read_console(host: Host, instance: Instance, *, lines: int = 0) -> tuple[str, ...]:
     """The last lines of the boot log (0: all); empty where there is none or this user may not read it."""
-    from hvctl.hostside import files
+    from hvctl.backends import get_backend
 
-    path = host.store.console_log(instance.record.uuid)
     try:
-        content = host.shell.call(files.read_tail, path, limit_bytes=1024**2 if lines == 0 else 64 * 1024)
+        limit_bytes = 1024**2 if lines == 0 else 64 * 1024
+        content = get_backend(instance.record.mode).read_log(host, instance.record, limit_bytes=limit_bytes)
     except HvctlError:
         return ()
     shown = tuple(line.rstrip("\r") for line in content.decode(errors="replace").splitlines() if line.strip())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from hvctl.access import agent
 from hvctl.access.banner import Reach, probe
-from hvctl.errors import GuestFailed, HvctlError, TimedOut
+from hvctl.backends import get_backend
+from hvctl.errors import GuestFailed, TimedOut
 from hvctl.events import Sink, Stage
 from hvctl.host import Host
 from hvctl.hostside import files
@@ -16,14 +16,14 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Wait
 
 DEFAULT_TIMEOUT_S = 180.0
-_POLL_S = 0.1
+_POLL_S = 0.02
 _CONSOLE_LINES = 20
 
 _WHY = {
     "boot": "it wrote nothing to its serial console, and its address does not answer",
     "network": "its address does not answer",
     "ssh": "the network answers, but sshd does not",
-    "agent": "the guest agent does not answer",
+    "agent": "no command can be run inside yet",
 }
 
 
@@ -36,7 +36,7 @@ def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, 
         return
     deadline_s = time.monotonic() + timeout_s
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
-    stages = _agent_stages(domain) if goal is Wait.AGENT else _ssh_stages(host, instance)
+    stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance)
     current, checked_s = "", time.monotonic()
     for stage in stages:
         if stage != current:
@@ -67,14 +67,9 @@ def _ssh_stages(host: Host, instance: Instance) -> Iterator[str]:
             yield "ssh"
 
 
-def _agent_stages(domain: object) -> Iterator[str]:
-    while True:
-        try:
-            agent.ping(domain, timeout_s=2)
-        except HvctlError:
-            yield "agent"
-        else:
-            return
+def _agent_stages(host: Host, instance: Instance) -> Iterator[str]:
+    while not get_backend(instance.record.mode).answers(host, instance.record):
+        yield "agent"
 
 
 def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float) -> TimedOut:

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from hvctl.errors import NotFound, TimedOut
+from hvctl import metadata
+from hvctl.errors import NotFound, TimedOut, WrongState
 from hvctl.libvirtapi.connection import Connection
 from hvctl.libvirtapi.faults import from_libvirt, in_words
 from hvctl.model import Live, State
@@ -76,6 +77,51 @@ def list_all(connection: Connection) -> list[Listed]:
     return found
 
 
+def get_number(domain: libvirt.virDomain) -> int:
+    """libvirt's number of a running domain; of a container, the process of its controller. Raises WrongState."""
+    with in_words(f"cannot find the process of {domain.name()!r}"):
+        number = domain.ID()
+    if number <= 0:
+        raise WrongState(f"{domain.name()!r} is not running", hint=f"hvctl start {domain.name()}")
+    return int(number)
+
+
+def get_name(domain: libvirt.virDomain) -> str:
+    """The name that libvirt has for it now, whatever it was when it was looked up."""
+    return ElementTree.fromstring(get_xml(domain)).findtext("name", "")
+
+
+def list_id_ranges(connection: Connection) -> list[tuple[int, int]]:
+    """The uids and gids (first, count) that all domains of one driver have or were promised, whoever made them."""
+    with in_words(f"cannot list the domains of {connection.uri}"):
+        listed = connection.handle.listAllDomains()
+    found = []
+    for domain in listed:
+        try:
+            xml = get_xml(domain)
+        except NotFound:
+            continue
+        for element in ElementTree.fromstring(xml).iterfind("idmap/*"):
+            found.append((int(element.get("target", "0")), int(element.get("count", "0"))))
+        record = metadata.find(xml)
+        if record is not None and record.first_id:
+            found.append((record.first_id, 1))
+    return found
+
+
+def set_cpu_quota(domain: libvirt.virDomain, *, period_us: int, quota_us: int) -> None:
+    """Let the running instance use this many microseconds of CPU in each period."""
+    with in_words(f"cannot change the CPU quota of {domain.name()!r}"):
+        quota = {"vcpu_period": period_us, "vcpu_quota": quota_us}
+        domain.setSchedulerParametersFlags(quota, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def set_memory_limit(domain: libvirt.virDomain, size_bytes: int) -> None:
+    """Change what the running instance may use of the host's memory."""
+    with in_words(f"cannot change the memory of {domain.name()!r}"):
+        domain.setMemoryParameters({"hard_limit": size_bytes // 1024}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
 def describe(domain: libvirt.virDomain) -> Listed:
     """XML and live facts of one domain, in three round trips."""
     with in_words(f"cannot read the domain {domain.name()!r}"):
@@ -84,14 +130,25 @@ def describe(domain: libvirt.virDomain) -> Listed:
         cause = ""
         if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_NOSTATE):
             cause = _CAUSES.get((state, domain.state()[1]), "")
+        # Of a container libvirt tells how much memory it uses now, and its CPUs are a quota.
+        limits = _limits(xml)
         live = Live(
             state=_STATES.get(state, State.STOPPED),
             cause=cause,
-            cpus=cpus,
-            memory_bytes=memory_kib * 1024,
+            cpus=limits[0] or cpus,
+            memory_bytes=limits[1] or memory_kib * 1024,
             is_autostart=bool(domain.autostart()),
         )
     return Listed(xml=xml, live=live)
+
+
+def _limits(xml: str) -> tuple[int, int]:
+    """CPUs and bytes of memory that a definition limits its domain to by control groups; 0 where it does not."""
+    if "<quota>" not in xml and "<hard_limit" not in xml:
+        return 0, 0
+    domain = ElementTree.fromstring(xml)
+    quota, period = (int(domain.findtext(f"cputune/{name}", "0")) for name in ("quota", "period"))
+    return (quota // period if period else 0), int(domain.findtext("memtune/hard_limit", "0")) * 1024
 
 
 def get_xml(domain: libvirt.virDomain, *, inactive: bool = True) -> str:

@@ -1,0 +1,272 @@
+"""System containers: an overlay on the image's tree, ids of its own, identity through a directory bound into it.
+
+The root is mounted and unmounted by libvirt's `lxc` hook (`hostside/hook.py`), so that a start works without hvctl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+from xml.etree import ElementTree
+
+from hvctl import metadata, seed
+from hvctl.access.agent import ExecResult
+from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
+from hvctl.host import Host
+from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
+from hvctl.libvirtapi import domains
+from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec
+from hvctl.units import MIB
+
+_PERIOD_US = 100_000
+_INIT = "/sbin/init"
+# libvirt or the kernel puts something of its own there.
+_RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
+
+
+class ContainerBackend(Backend):
+    """libvirt's LXC driver."""
+
+    mode: ClassVar[Mode] = Mode.CONTAINER
+    noun: ClassVar[str] = "a container"
+    least_memory_bytes: ClassVar[int] = 16 * MIB
+    example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
+
+    def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
+        if require_kvm or record.spec.accel is not AccelChoice.AUTO:
+            self.check_accelerator()
+        return record, "privileged: its root is this host's root" if record.spec.is_privileged else ""
+
+    def format_stub(self, record: Record) -> str:
+        domain = ElementTree.Element("domain", {"type": "lxc"})
+        for tag, text in (("name", record.name), ("uuid", str(record.uuid)), ("memory", "1024")):
+            ElementTree.SubElement(domain, tag).text = text
+        system = ElementTree.SubElement(domain, "os")
+        ElementTree.SubElement(system, "type").text = "exe"
+        ElementTree.SubElement(system, "init").text = "/nonexistent"
+        return ElementTree.tostring(domain, encoding="unicode")
+
+    def check_image(self, image: Image) -> None:
+        if not image.has_tree:
+            raise InvalidSpec(
+                f"image {image.name!r} has no root tree, so it cannot run as a container",
+                hint="see what it has: hvctl image show",
+            )
+
+    def check_privileged(self) -> None:
+        return
+
+    def check_processes(self) -> None:
+        return
+
+    def check_terminal(self) -> None:
+        return
+
+    def check_mounts(self, host: Host, spec: Spec) -> None:
+        targets = [mount.target for mount in spec.mounts]
+        for mount in spec.mounts:
+            if not host.shell.call(files.is_directory, Path(mount.source)):
+                raise InvalidSpec(f"{mount.source!r} is no directory on this host", hint=f"mkdir {mount.source}")
+            if not PurePosixPath(mount.target).is_absolute() or posixpath.normpath(mount.target) != mount.target:
+                raise InvalidSpec(f"{mount.target!r} is no absolute path", hint="--mount /srv/data:/data")
+            if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in _RESERVED):
+                raise InvalidSpec(f"{mount.target!r} is the container's own", hint="--mount /srv/data:/data")
+            if targets.count(mount.target) > 1:
+                raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")
+
+    @contextlib.contextmanager
+    def allocate(self, host: Host, record: Record) -> Iterator[Record]:
+        if record.spec.is_privileged:
+            yield replace(record, first_id=0)
+            return
+        with ids.choosing():
+            taken = [*host.shell.call(ids.list_delegated), *domains.list_id_ranges(host.connection(self.mode))]
+            yield replace(record, first_id=host.shell.call(ids.find_free, taken))
+
+    def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
+        store, call = host.store, host.shell.call
+        # The files of a privileged one are root's, setuid programs too: no other user may come to them.
+        call(files.make_directory, store.instance(record.uuid), 0o711 if record.first_id else 0o700)
+        call(files.make_directory, store.identity(record.uuid), 0o750)
+        call(files.set_owner, store.identity(record.uuid), 0, record.first_id or 0)
+        for name, content in credentials(record, secrets).items():
+            self._write_identity(host, record, name, content)
+
+    def _write_identity(self, host: Host, record: Record, name: str, content: bytes) -> None:
+        """Root's, so that the container cannot change it, and for its root to read."""
+        path = host.store.identity(record.uuid) / name
+        host.shell.call(files.write_file, path, content, 0o640, group=record.first_id or 0)
+
+    def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
+        layer, owner = host.store.layer(record.layers[-1]), record.first_id or 0
+        host.shell.call(roots.make_layer, layer, owner)
+        if secrets.user_data or record.provision is Provision.NOCLOUD:
+            content = seed.format_files(record, secrets.host_key, secrets.user_data)
+            host.shell.call(roots.add_files, layer, owner, "var/lib/cloud/seed/nocloud", content)
+
+    def discard_root(self, host: Host, record: Record) -> None:
+        host.shell.call(roots.unmount, host.store.instance(record.uuid))
+        super().discard_root(host, record)
+
+    def discard_files(self, host: Host, record: Record) -> None:
+        host.shell.call(roots.unmount, host.store.instance(record.uuid))
+        super().discard_files(host, record)
+
+    def format_values(self, host: Host, record: Record, image: Image) -> Values:
+        store, spec, uuid = host.store, record.spec, record.uuid
+        layer = store.layer(record.layers[-1])
+        has_seed = host.shell.call(files.exists, layer / "upper/var/lib/cloud/seed/nocloud")
+        return {
+            "name": record.name,
+            "uuid": str(uuid),
+            "memory_kib": spec.memory_bytes // 1024,
+            "cpus": spec.cpus,
+            "cpuset": spec.cpuset,
+            "cpu_period_us": _PERIOD_US,
+            "cpu_quota_us": spec.cpus * _PERIOD_US,
+            "init": _INIT,
+            # In a container systemd and cloud-init read these where a kernel's command line would be.
+            "init_arguments": () if has_seed else ("cloud-init=disabled",),
+            "first_id": record.first_id or 0,
+            "id_count": ids.COUNT,
+            "emulator": "" if host.shell.call(daemons.has_systemd) else str(emulator.PROGRAM),
+            "root": str(store.container_root(uuid)),
+            "identity": str(store.identity(uuid)),
+            "mounts": tuple(
+                (str(store.container_mount(uuid, number)), mount.target) for number, mount in enumerate(spec.mounts)
+            ),
+            "network": record.network,
+            "mac": record.mac,
+            "device": record.device,
+        }
+
+    def finish_xml(self, host: Host, record: Record, image: Image, xml: str) -> str:
+        """Refuse what would hand the host over: ids that are not shifted, or a privileged one on the host's network."""
+        domain = ElementTree.fromstring(xml)
+        name = record.spec.template
+        if record.first_id and domain.find("idmap/uid") is None:
+            raise InvalidSpec(
+                f"template {name!r} leaves <idmap> out: the container's root would be the host's",
+                hint="put it in, or say --privileged",
+            )
+        if record.spec.is_privileged and domain.find("features/privnet") is None:
+            raise InvalidSpec(
+                f"template {name!r} gives a privileged container the host's network: it would be the host",
+                hint="leave --privileged away, or use another template",
+            )
+        return xml
+
+    def resize_xml(self, domain: ElementTree.Element, spec: Spec) -> None:
+        super().resize_xml(domain, spec)
+        for path, number in (
+            ("memtune/hard_limit", spec.memory_bytes // 1024),
+            ("cputune/period", _PERIOD_US),
+            ("cputune/quota", spec.cpus * _PERIOD_US),
+        ):
+            element = domain.find(path)
+            if element is not None:
+                element.text = str(number)
+
+    def resize_live(self, host: Host, record: Record, field_name: str) -> None:
+        domain, spec = self._domain(host, record), record.spec
+        if field_name == "cpus":
+            domains.set_cpu_quota(domain, period_us=_PERIOD_US, quota_us=spec.cpus * _PERIOD_US)
+        else:
+            domains.set_memory_limit(domain, spec.memory_bytes)
+        limits = confine.Limits(
+            first_id=record.first_id or 0,
+            memory_bytes=spec.memory_bytes,
+            cpus=spec.cpus,
+            processes=spec.processes or confine.DEFAULT_PROCESSES,
+        )
+        host.shell.call(confine.hold, self._controller(host, record), limits)
+
+    def rename(self, host: Host, record: Record, name: str) -> None:
+        """libvirt-LXC cannot: defined anew under its UUID, with the definition in the store while libvirt has none."""
+        domain = ElementTree.fromstring(domains.get_xml(self._domain(host, record)))
+        element = domain.find("name")
+        assert element is not None
+        element.text = name
+        renamed = replace(record, spec=replace(record.spec, name=name))
+        xml = metadata.embed(ElementTree.tostring(domain, encoding="unicode"), renamed)
+        host.shell.call(files.write_file, host.store.renaming(record.uuid), xml.encode(), 0o600)
+        self.finish_rename(host, renamed)
+
+    def finish_rename(self, host: Host, record: Record) -> None:
+        path = host.store.renaming(record.uuid)
+        if not host.shell.call(files.exists, path):
+            return
+        try:
+            domain = self._domain(host, record)
+        except NotFound:
+            domain = None
+        if domain is None or domains.get_name(domain) != record.name:
+            if domain is not None:
+                domains.undefine(domain)
+            domains.define(host.connection(self.mode), host.read_text(path))
+        host.shell.call(files.remove, path)
+
+    def undo_rename(self, host: Host, record: Record) -> None:
+        host.shell.call(files.remove, host.store.renaming(record.uuid))
+
+    def write_name(self, host: Host, record: Record) -> None:
+        self._write_identity(host, record, "hvctl.name", record.name.encode())
+
+    def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
+        status, out, err = self._enter(host, record, enter.capture, argv, ENVIRONMENT, stdin)
+        return ExecResult(status=status, stdout=out, stderr=err)
+
+    def attach(self, host: Host, record: Record, argv: tuple[str, ...], *, with_terminal: bool | None) -> int:
+        is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        use_terminal = is_interactive if with_terminal is None else with_terminal
+        environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "xterm")} if use_terminal else ENVIRONMENT
+        sys.stdout.flush()
+        status: int = self._enter(host, record, enter.run, argv, environment, with_terminal=use_terminal)
+        return status
+
+    def _enter(self, host: Host, record: Record, function: Any, *arguments: Any, **options: Any) -> Any:
+        host.require_root("exec in a container")
+        try:
+            return host.shell.call(function, self._controller(host, record), *arguments, **options)
+        except HostError as error:
+            raise HostError(
+                f"cannot enter {record.name!r}: {error.message}", hint=f"is it up? hvctl show {record.name}"
+            ) from error
+
+    def kill(self, host: Host, record: Record) -> None:
+        """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
+        with contextlib.suppress(WrongState):
+            host.shell.call(enter.kill_init, self._controller(host, record))
+        super().kill(host, record)
+
+    def answers(self, host: Host, record: Record) -> bool:
+        try:
+            return self.run_inside(host, record, ("true",), b"").status == 0
+        except HvctlError:
+            return False
+
+    def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
+        """The journal of this boot while it runs (it is kept in memory); else what its controller said."""
+        if domains.is_active(self._domain(host, record)):
+            journal = ("journalctl", "--boot", "--no-pager", "--quiet", "--output=short-monotonic")
+            result = self.run_inside(host, record, journal, b"")
+            if result.status == 0 and result.stdout:
+                return result.stdout[-limit_bytes:]
+        path = Path("/var/log/libvirt/lxc") / f"{record.name}.log"
+        if not host.shell.call(files.exists, path):
+            return b""
+        return host.shell.call(files.read_tail, path, limit_bytes=limit_bytes)
+
+    def _domain(self, host: Host, record: Record) -> Any:
+        return domains.get(host.connection(self.mode), record.uuid)
+
+    def _controller(self, host: Host, record: Record) -> int:
+        """The process of `libvirt_lxc`, which is libvirt's number of the domain. Raises WrongState when it is off."""
+        return domains.get_number(self._domain(host, record))

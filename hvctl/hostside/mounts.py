@@ -1,0 +1,133 @@
+"""Mounts that a command line cannot make: with shifted owners (mount_setattr(2), Linux 5.12), and overlays.
+
+util-linux has `X-mount.idmap` only since 2.39. Numbers of system calls are the same on every architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x4, 0x1000, 0x4000, 1 << 18
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_ATTR_RDONLY, _ATTR_NODEV, _ATTR_IDMAP = 0x1, 0x4, 0x00100000
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A run of ids: `count` owners on the disk from `stored` on are shown as those from `shown` on (user_namespaces(7))."""
+
+    stored: int
+    shown: int
+    count: int
+
+
+class _Attributes(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def check(result: int, path: Path | str) -> int:
+    """The result of a call of libc's, or the OSError that it means."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fspath(path))
+    return result
+
+
+def bind(source: Path, target: Path, *, owners: int = -1, read_only: bool = False) -> None:
+    """Show `source` at `target`, no devices in it; with `owners` (`open_owners`) as others' files.
+
+    Raises OSError with EINVAL where the file system of `source` cannot be shifted.
+    """
+    tree = clone(source, owners=owners, read_only=read_only)
+    try:
+        moved = libc.syscall(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        check(moved, target)
+    finally:
+        os.close(tree)
+
+
+def clone(source: Path, *, owners: int = -1, read_only: bool = False) -> int:
+    """A descriptor of a mount of `source` that is nowhere yet."""
+    tree = check(
+        libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC), source
+    )
+    try:
+        attributes = _Attributes(attr_set=_ATTR_NODEV | (_ATTR_RDONLY if read_only else 0))
+        if owners >= 0:
+            attributes.attr_set |= _ATTR_IDMAP
+            attributes.userns_fd = owners
+        size = ctypes.sizeof(attributes)
+        done = libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size)
+        check(done, source)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def overlay(lowers: Sequence[str], upper: str, work: str, target: str) -> None:
+    """Mount an overlay, no devices in it; the topmost lower first. Short relative paths: mount(2) takes 4 KB of options."""
+    options = f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}"
+    if len(options) > 4000:
+        raise OSError(errno.E2BIG, f"{len(lowers)} layers are more than mount(2) takes", target)
+    check(libc.mount(b"overlay", os.fsencode(target), b"overlay", MS_NODEV, options.encode()), target)
+
+
+def unmount(target: Path) -> None:
+    """Take every mount away that is at `target`; fine when there is none. Whoever uses one keeps it until he is done."""
+    while libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
+        pass
+    if ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
+        check(-1, target)
+
+
+@contextlib.contextmanager
+def open_owners(uids: Sequence[Extent], gids: Sequence[Extent]) -> Iterator[int]:
+    """A descriptor of a user namespace that says how owners are shifted. Raises OSError where none can be made."""
+    ready, ready_end = os.pipe()
+    held, held_end = os.pipe()
+    # A thread cannot make one (unshare(2)); a forked process has one thread, and lives until the descriptor is there.
+    child = os.fork()
+    if child == 0:
+        os.close(held_end)
+        os.write(ready_end, b"+" if libc.unshare(CLONE_NEWUSER) == 0 else b"-")
+        os.read(held, 1)
+        os._exit(0)
+    try:
+        os.close(held)
+        if os.read(ready, 1) != b"+":
+            raise OSError(errno.EPERM, "no user namespace can be made")
+        for kind, extents in (("uid_map", uids), ("gid_map", gids)):
+            lines = "".join(f"{extent.stored} {extent.shown} {extent.count}\n" for extent in extents)
+            Path(f"/proc/{child}/{kind}").write_text(lines)
+        descriptor = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        for end in (ready, ready_end, held_end):
+            os.close(end)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

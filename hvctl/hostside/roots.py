@@ -1,0 +1,161 @@
+"""The root of a container: an overlay whose lower layers are shown with the container's own owners.
+
+    below/N   the image's tree and the read-only layers, shifted to the container's ids; only while the overlay is
+              being mounted, which keeps clones of them
+    root      the overlay
+    mounts/N  directories of the host that the container shares, shifted so that its root is their owner
+
+All of it is below the instance's directory, is made before the container starts and unmounted after it has ended, by
+libvirt's hook in libvirtd's own mount namespace: that works for `virsh start` and at boot, too.
+
+The writable layer belongs to the container's first id before the overlay is mounted; an owner that is changed later
+is not what the mounted overlay checks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvctl.hostside import files, ids, mounts
+from hvctl.hostside.mounts import Extent
+from hvctl.store import Store
+
+
+@dataclass(frozen=True)
+class Share:
+    """A directory of the host for a container: whose files those of the container's root are out there."""
+
+    source: Path
+    is_read_only: bool
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Root:
+    """What one container stands on."""
+
+    store: Store
+    uuid: str
+    image_id: str
+    layers: tuple[str, ...]
+    """Lowest first; the last is written to."""
+    first_id: int
+    """What is root inside is this uid and gid outside; 0: the container is privileged, nothing is shifted."""
+    shares: tuple[Share, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        return self.store.instances / self.uuid
+
+
+def make_layer(path: Path, first_id: int) -> None:
+    """An empty layer that a container of these ids can write; fine when it is there."""
+    files.make_directory(path, 0o700)
+    for name, mode in (("upper", 0o755), ("work", 0o700)):
+        files.make_directory(path / name, mode)
+        os.chown(path / name, first_id, first_id)
+    files.write_file(path / "layer.json", json.dumps({"first_id": first_id}).encode(), 0o400)
+
+
+def mount(root: Root) -> None:
+    """Mount everything, in the mount namespace of this process; whatever an earlier start left there is taken away.
+
+    On failure nothing stays mounted.
+    """
+    unmount(root.directory)
+    try:
+        _mount_root(root)
+        for number, share in enumerate(root.shares):
+            _mount_share(root, share, root.directory / "mounts" / str(number))
+    except BaseException:
+        unmount(root.directory)
+        raise
+
+
+def unmount(directory: Path) -> None:
+    """Take everything away that is mounted below an instance's directory; fine when nothing is."""
+    for path in (*_children(directory / "mounts"), directory / "root", *_children(directory / "below")):
+        mounts.unmount(path)
+
+
+def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]) -> None:
+    """Put files into a layer that no container has seen yet: 0600, with their directories, its root's."""
+    path = layer / "upper"
+    for part in folder.split("/"):
+        path = path / part
+        files.make_directory(path, 0o755)
+        os.chown(path, owner, owner)
+    for name, data in content.items():
+        files.write_file(path / name, data, 0o600)
+        os.chown(path / name, owner, owner)
+
+
+def _mount_root(root: Root) -> None:
+    lowers = [(root.store.layer(layer) / "upper", _written_by(root, layer)) for layer in root.layers[:-1]]
+    lowers = [(root.store.image(root.image_id) / "tree" / "rootfs", 0), *lowers]
+    below = root.directory / "below"
+    files.make_directory(below, 0o711)
+    names = []
+    for number, (path, written_by) in reversed(list(enumerate(lowers))):
+        files.make_directory(below / str(number), 0o711)
+        extents = _shift(written_by, root.first_id)
+        _bind(path, below / str(number), extents, extents, read_only=True)
+        names.append(f"below/{number}")
+    files.make_directory(root.directory / "root", 0o711)
+    top = f"../../layers/{root.layers[-1]}"
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(root.directory)
+        mounts.overlay(names, f"{top}/upper", f"{top}/work", "root")
+    finally:
+        os.fchdir(here)
+        os.close(here)
+    for name in names:
+        mounts.unmount(root.directory / name)
+
+
+def _mount_share(root: Root, share: Share, target: Path) -> None:
+    files.make_directory(target.parent, 0o711)
+    files.make_directory(target, 0o711)
+    try:
+        _bind(
+            share.source,
+            target,
+            _give(share.uid, root.first_id),
+            _give(share.gid, root.first_id),
+            read_only=share.is_read_only,
+        )
+    except OSError:
+        # A file system that cannot be shifted (NFS, an overlay): shared as it is, its owners are nobody inside.
+        mounts.bind(share.source, target, read_only=share.is_read_only)
+
+
+def _give(owner: int, first_id: int) -> tuple[Extent, ...]:
+    """Show this owner as the container's root. The container's other ids stay what they are: nobody's outside."""
+    return (Extent(owner, first_id, 1), Extent(first_id + 1, first_id + 1, ids.COUNT - 1)) if first_id else ()
+
+
+def _shift(stored: int, shown: int) -> tuple[Extent, ...]:
+    return (Extent(stored, shown, ids.COUNT),) if stored != shown else ()
+
+
+def _bind(source: Path, target: Path, uids: tuple[Extent, ...], gids: tuple[Extent, ...], *, read_only: bool) -> None:
+    if not uids:
+        mounts.bind(source, target, read_only=read_only)
+        return
+    with mounts.open_owners(uids, gids) as owners:
+        mounts.bind(source, target, owners=owners, read_only=read_only)
+
+
+def _written_by(root: Root, layer: str) -> int:
+    """The first id of the container that wrote a layer."""
+    return int(json.loads(files.read_file(root.store.layer(layer) / "layer.json"))["first_id"])
+
+
+def _children(path: Path) -> list[Path]:
+    return [path / name for name in files.list_names(path)]
