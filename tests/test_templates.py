@@ -25,8 +25,9 @@ BUILTIN = [(item.mode, item.name) for item in templates.list_templates(())]
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """Settings with a fixed store, on no libvirt at all, as on a host without systemd."""
+    """Settings with a fixed store, on no libvirt at all, as on a host with lxcfs and without systemd."""
     monkeypatch.setattr("hvctl.hostside.daemons.has_systemd", lambda: False)
+    monkeypatch.setattr("hvctl.hostside.daemons.has_lxcfs", lambda: True)
     return Host(Config(store=Path("/var/lib/hvctl"), run=tmp_path, template_folders=(tmp_path,)))
 
 

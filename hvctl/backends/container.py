@@ -139,6 +139,7 @@ class ContainerBackend(Backend):
             "emulator": "" if host.shell.call(daemons.has_systemd) else str(emulator.PROGRAM),
             "root": str(store.container_root(uuid)),
             "identity": str(store.identity(uuid)),
+            "proc_files": _proc_files() if host.shell.call(daemons.has_lxcfs) else (),
             "mounts": tuple(
                 (str(store.container_mount(uuid, number)), mount.target) for number, mount in enumerate(spec.mounts)
             ),
@@ -270,3 +271,9 @@ class ContainerBackend(Backend):
     def _controller(self, host: Host, record: Record) -> int:
         """The process of `libvirt_lxc`, which is libvirt's number of the domain. Raises WrongState when it is off."""
         return domains.get_number(self._domain(host, record))
+
+
+def _proc_files() -> tuple[tuple[str, str], ...]:
+    """What lxcfs shows in the place of the host's. libvirt's own /proc/meminfo cannot seek before 11, so `free` fails."""
+    names = ("cpuinfo", "diskstats", "loadavg", "meminfo", "stat", "swaps", "uptime")
+    return tuple((str(daemons.LXCFS / "proc" / name), f"/proc/{name}") for name in names)

@@ -25,6 +25,8 @@ def missing(host: Host) -> Iterator[Change]:
                 yield Change(text="start virtlogd", apply=functools.partial(host.shell.call, daemons.start_virtlogd))
             how = " without the hybrid cgroup mount" if daemons.is_hybrid() else ""
             yield Change(text=f"start libvirtd{how}", apply=functools.partial(_start_libvirtd, host))
+    if host.shell.call(daemons.has_lxcfs) and not daemons.find_running("lxcfs"):
+        yield Change(text="start lxcfs", apply=functools.partial(host.shell.call, daemons.ensure_lxcfs))
 
 
 def present(host: Host) -> Iterator[Change]:

@@ -24,7 +24,9 @@ STARTED = RUN / "daemons.json"
 NOTICED = RUN / "hooks-noticed"
 """Which libvirtd was told of hooks that are younger than itself: `PROCESS START`."""
 _HYBRID = "/sys/fs/cgroup/unified"
+LXCFS = Path("/var/lib/lxcfs")
 _TIMEOUT_S = 30
+_LXCFS_TIMEOUT_S = 5
 
 
 def has_systemd() -> bool:
@@ -57,13 +59,44 @@ def start_libvirtd() -> None:
     if not is_hybrid():
         _run(["libvirtd", "-d"])
     elif _is_pinned():
-        _run(["nsenter", f"--mount={NAMESPACE}", "libvirtd", "-d"])
+        _run([*_in_namespace(), "libvirtd", "-d"])
     else:
         _make_pin()
         script = f"umount {_HYBRID} && exec libvirtd -d"
         _run(["unshare", f"--mount={NAMESPACE}", "--propagation", "slave", "sh", "-c", script])
     _remember("libvirtd")
     _note_noticed(find_running("libvirtd"))  # it read all hooks that there are
+
+
+def has_lxcfs() -> bool:
+    """Whether lxcfs is installed, which shows a container its own memory, CPUs and uptime in /proc."""
+    return _find_lxcfs() != ""
+
+
+def ensure_lxcfs() -> None:
+    """Let lxcfs serve in libvirtd's mount namespace, or in this one where libvirtd has none of its own; fine when it does.
+
+    Raises OSError when it is not installed or does not come up. Containers that run keep the one they began with.
+    """
+    if _is_serving():
+        return
+    program = _find_lxcfs()
+    if not program:
+        raise OSError("lxcfs is not installed, and this container was made with it")
+    if has_systemd():
+        _run(["systemctl", "restart", "lxcfs.service"])
+    else:
+        # One that was killed leaves a mount that answers nothing; another would not mount over it.
+        _run([*_in_namespace(), "sh", "-c", f"umount --lazy {LXCFS} 2> /dev/null; mkdir -p {LXCFS}"])
+        words = [*_in_namespace(), program, str(LXCFS)]
+        nowhere = subprocess.DEVNULL
+        subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True, cwd="/")
+    deadline_s = time.monotonic() + _LXCFS_TIMEOUT_S
+    while not _is_serving():
+        if time.monotonic() > deadline_s:
+            raise OSError("lxcfs was started but does not serve")
+        time.sleep(0.005)  # it goes into no background and tells nobody
+    _remember("lxcfs")
 
 
 def has_noticed(hook: Path) -> bool:
@@ -120,6 +153,26 @@ def _make_pin() -> None:
         _run(["mount", "--bind", str(NAMESPACE.parent), str(NAMESPACE.parent)])
         _run(["mount", "--make-private", str(NAMESPACE.parent)])
     NAMESPACE.touch()
+
+
+def _find_lxcfs() -> str:
+    return shutil.which("lxcfs", path="/usr/bin:/usr/local/bin") or ""
+
+
+def _is_serving() -> bool:
+    """Whether its process runs and has mounted itself where libvirtd looks."""
+    process = find_running("lxcfs")
+    if not process:
+        return False
+    try:
+        text = Path(f"/proc/{process}/mounts").read_text()
+    except OSError:  # it has ended, and nobody has asked how
+        return False
+    return any(line.split(" ")[1:3] == [str(LXCFS), "fuse.lxcfs"] for line in text.splitlines())
+
+
+def _in_namespace() -> list[str]:
+    return ["nsenter", f"--mount={NAMESPACE}"] if _is_pinned() else []
 
 
 def _is_pinned() -> bool:

@@ -56,10 +56,12 @@ def prepare(name: str, domain: Element, record: Element) -> None:
     filter_in(record)
     root = find_root(domain, record)
     if root is not None:
-        from hvctl.hostside import confine, roots
+        from hvctl.hostside import confine, daemons, roots
 
         confine.release(name, root.uuid)
         confine.note(name, root.uuid, find_limits(record))
+        if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
+            daemons.ensure_lxcfs()
         roots.mount(root)
 
 
@@ -160,7 +162,8 @@ def give_up(kind: type[BaseException], error: BaseException, _trace: TracebackTy
     import syslog
 
     name, operation = [*sys.argv, "", ""][1:3]
-    line = f"hvctl: {name!r} failed at {operation}: {kind.__name__}: {error}"
+    what = str(error) if issubclass(kind, OSError) else f"{kind.__name__}: {error}"
+    line = f"hvctl: {name!r} failed at {operation}: {what}"
     syslog.syslog(syslog.LOG_ERR, line)
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
