@@ -12,7 +12,10 @@ import pytest
 
 from hvctl.config import Config
 from hvctl.host import Host
+from hvctl.model import Mode
 from tests import tiny
+
+ONE_MODE = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,9 +24,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `mode` runs in both, unless it is marked `only_mode(Mode.X, reason)`."""
+    if "mode" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("only_mode")
+        metafunc.parametrize("mode", only.args[:1] if only else list(Mode), ids=str, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Guests after everything that is quick, so that a mistake shows early."""
     items.sort(key=lambda item: bool(item.get_closest_marker("guest")))
+    marked = [(item, mark) for item in items for mark in item.iter_markers("only_mode")]
+    config.stash[ONE_MODE] = sorted({(item.nodeid.split("[")[0], *map(str, mark.args)) for item, mark in marked})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The tests that exist for one mode only, counted, each with its reason."""
+    found = config.stash.get(ONE_MODE, [])
+    if found:
+        terminalreporter.section(f"{len(found)} tests of one mode only")
+        for name, mode, reason in found:
+            terminalreporter.line(f"{name} ({mode}): {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.instances import change, create, lifecycle, query
 from hvctl.instances.verbs import VERBS
-from hvctl.model import State
+from hvctl.model import Mode, State
 from hvctl.operation import CLEAR
 from tests import tiny, victims, world
 
@@ -27,12 +27,12 @@ class Scenario:
     """A verb as it is done on an instance: what must be there before, the deed, and how it looks when it is done."""
 
     needs_instance: bool
-    act: Callable[[Host, str, Sink], object]
+    act: Callable[[Host, Mode, str, Sink], object]
     is_done: Callable[[Host, str], bool]
 
 
-def _create(host: Host, name: str, events: Sink = ignore) -> object:
-    request = create.Request(spec=tiny.make_spec(name), start=False)
+def _create(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
+    request = create.Request(spec=tiny.make_spec(name, mode), start=False)
     return create.create(host, request, events)
 
 
@@ -56,17 +56,19 @@ SCENARIOS = {
     ),
     "delete": Scenario(
         needs_instance=True,
-        act=lambda host, name, events: lifecycle.delete(host, name, events),
+        act=lambda host, _mode, name, events: lifecycle.delete(host, name, events),
         is_done=lambda host, name: query.find(host, name) is None,
     ),
     "rename": Scenario(
         needs_instance=True,
-        act=lambda host, name, events: change.rename(host, name, f"{name}-new", events),
+        act=lambda host, _mode, name, events: change.rename(host, name, f"{name}-new", events),
         is_done=lambda host, name: query.find(host, f"{name}-new") is not None,
     ),
     "set": Scenario(
         needs_instance=True,
-        act=lambda host, name, events: change.set_(host, name, change.Changes(cpus=2, is_autostart=True), events),
+        act=lambda host, _mode, name, events: change.set_(
+            host, name, change.Changes(cpus=2, is_autostart=True), events
+        ),
         is_done=_is_set,
     ),
 }
@@ -86,12 +88,12 @@ def test_every_verb_has_a_scenario() -> None:
     assert set(SCENARIOS) | IN_A_GUEST == set(VERBS)
 
 
-def _do(verb: str, host: Host, name: str, events: Sink) -> object:
-    return SCENARIOS[verb].act(host, name, events)
+def _do(verb: str, mode: Mode, host: Host, name: str, events: Sink) -> object:
+    return SCENARIOS[verb].act(host, mode, name, events)
 
 
-def _run_victim(settings: Config, verb: str, step: str, name: str) -> None:
-    victims.die_at(settings, functools.partial(_do, verb), verb, step, name)
+def _run_victim(settings: Config, mode: Mode, verb: str, step: str, name: str) -> None:
+    victims.die_at(settings, functools.partial(_do, verb, mode), verb, step, name)
 
 
 @pytest.fixture
@@ -107,12 +109,12 @@ def name(host: Host, tiny_image: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_gc_settles_what_a_kill_left(host: Host, settings: Config, name: str, verb: str, step: str) -> None:
+def test_gc_settles_what_a_kill_left(host: Host, settings: Config, mode: Mode, name: str, verb: str, step: str) -> None:
     scenario = SCENARIOS[verb]
     if scenario.needs_instance:
-        _create(host, name)
+        _create(host, mode, name)
     before = world.look(host)
-    _run_victim(settings, verb, step, name)
+    _run_victim(settings, mode, verb, step, name)
     visible = [instance for instance in host.instances() if instance.name.startswith(name)]
     changed = world.differences(before, world.look(host))
     assert not changed or any(instance.state is State.INCOMPLETE for instance in visible)
@@ -126,22 +128,26 @@ def test_gc_settles_what_a_kill_left(host: Host, settings: Config, name: str, ve
 
 
 @pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_the_same_command_converges_after_a_kill(host: Host, settings: Config, name: str, verb: str, step: str) -> None:
+def test_the_same_command_converges_after_a_kill(
+    host: Host, settings: Config, mode: Mode, name: str, verb: str, step: str
+) -> None:
     scenario = SCENARIOS[verb]
     if scenario.needs_instance:
-        _create(host, name)
-    _run_victim(settings, verb, step, name)
-    scenario.act(host, name, ignore)
+        _create(host, mode, name)
+    _run_victim(settings, mode, verb, step, name)
+    scenario.act(host, mode, name, ignore)
     assert scenario.is_done(host, name)
     assert all(instance.record.pending is None for instance in host.instances())
     assert gc.collect(host) == ()
 
 
 @pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(host: Host, name: str, verb: str, step: str) -> None:
+def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(
+    host: Host, mode: Mode, name: str, verb: str, step: str
+) -> None:
     scenario = SCENARIOS[verb]
     if scenario.needs_instance:
-        _create(host, name)
+        _create(host, mode, name)
     before = world.look(host)
 
     def interrupt(event: Event) -> None:
@@ -149,7 +155,7 @@ def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(host: Host, name: str, v
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scenario.act(host, name, interrupt)
+        scenario.act(host, mode, name, interrupt)
     if any(instance.record.pending for instance in host.instances()):
         gc.collect(host)  # past the commit: it is finished, not undone
         assert scenario.is_done(host, name)

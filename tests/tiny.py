@@ -24,6 +24,8 @@ def publish(host: Host, name: str) -> str:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "disk.qcow2"), str(DISK_BYTES)], check=True, timeout=30
     )
+    for path in (folder / "tree", folder / "tree" / "rootfs"):
+        path.mkdir(mode=0o700)
     image = manifest.seal(
         Image(
             id="",
@@ -39,11 +41,13 @@ def publish(host: Host, name: str) -> str:
             initrd=_artefact(folder / "initrd"),
             kernel_arguments=("root=/dev/vda",),
             kernel_release="0",
+            has_tree=True,
         )
     )
     (folder / "manifest.json").write_bytes(manifest.format_manifest(image))
     for path in folder.iterdir():
-        path.chmod(0o444)
+        if path.is_file():
+            path.chmod(0o444)
     folder.rename(host.store.image(image.id))
     (host.store.tags / name).write_text(f"{image.id}\n")
     return name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.host import Host
-from hvctl.hostside import files, locks
+from hvctl.hostside import confine, files, locks
 from hvctl.libvirtapi import networks
 from hvctl.model import Mode, Record
 
@@ -32,6 +32,10 @@ class World:
     """Network interfaces of guests."""
     filters: frozenset[str]
     """Elements in nft sets that name a guest's interface."""
+    groups: frozenset[str]
+    """Control groups of containers."""
+    notes: frozenset[str]
+    """What the hook has written down for containers that run."""
     locks: frozenset[str]
     """Locks that somebody holds."""
 
@@ -51,6 +55,8 @@ def look(host: Host, *, alive: Record | None = None) -> World:
         mounts=frozenset(_mounts(str(store.root))),
         links=frozenset(name for name in os.listdir("/sys/class/net") if name.startswith("hv")),
         filters=frozenset(_filters()),
+        groups=frozenset(_groups()),
+        notes=frozenset(files.list_names(confine.NOTES)),
         locks=frozenset(name for name in files.list_names(store.locks) if not locks.is_free(store.locks / name)),
     )
 
@@ -107,9 +113,15 @@ def _processes(root: str) -> list[str]:
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if root in words and "qemu" in words:
+            if (root in words and "qemu" in words) or "libvirt_lxc --name" in words or "emulator --name" in words:
                 found.append(words)
     return found
+
+
+def _groups() -> set[str]:
+    """Those below the folders in which containers' groups are made; the folders themselves stay."""
+    folders = [tree / name for tree in confine.find_hierarchies().values() for name in ("hvctl", "machine")]
+    return {str(group) for folder in folders for group in folder.glob("*/")}
 
 
 def _mounts(root: str) -> set[str]:
