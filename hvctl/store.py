@@ -20,7 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+
+TYPE_CHECKING = False  # not typing's, which costs libvirt's hooks more than all else here
+if TYPE_CHECKING:
+    from uuid import UUID
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `mode` runs in both, unless it is marked `only_mode(Mode.X, reason)`."""
-    if "mode" in metafunc.fixturenames:
+    has_own = any("mode" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "mode" in metafunc.fixturenames and not has_own:
         only = metafunc.definition.get_closest_marker("only_mode")
         metafunc.parametrize("mode", only.args[:1] if only else list(Mode), ids=str, scope="module")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.host import Host
-from hvctl.hostside import confine, files, locks
+from hvctl.hostside import files, groups, locks
 from hvctl.libvirtapi import networks
 from hvctl.model import Mode, Record
 
@@ -56,7 +56,7 @@ def look(host: Host, *, alive: Record | None = None) -> World:
         links=frozenset(name for name in os.listdir("/sys/class/net") if name.startswith("hv")),
         filters=frozenset(_filters()),
         groups=frozenset(_groups()),
-        notes=frozenset(files.list_names(confine.NOTES)),
+        notes=frozenset(files.list_names(Path(groups.NOTES))),
         locks=frozenset(name for name in files.list_names(store.locks) if not locks.is_free(store.locks / name)),
     )
 
@@ -120,7 +120,7 @@ def _processes(root: str) -> list[str]:
 
 def _groups() -> set[str]:
     """Those below the folders in which containers' groups are made; the folders themselves stay."""
-    folders = [tree / name for tree in confine.find_hierarchies().values() for name in ("hvctl", "machine")]
+    folders = [Path(tree, name) for tree in groups.find_hierarchies().values() for name in ("hvctl", "machine")]
     return {str(group) for folder in folders for group in folder.glob("*/")}
 
 

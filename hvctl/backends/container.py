@@ -136,7 +136,7 @@ class ContainerBackend(Backend):
             "init_arguments": () if has_seed else ("cloud-init=disabled",),
             "first_id": record.first_id or 0,
             "id_count": ids.COUNT,
-            "emulator": "" if host.shell.call(daemons.has_systemd) else str(emulator.PROGRAM),
+            "emulator": "" if host.shell.call(daemons.has_systemd) else emulator.PROGRAM,
             "root": str(store.container_root(uuid)),
             "identity": str(store.identity(uuid)),
             "proc_files": _proc_files() if host.shell.call(daemons.has_lxcfs) else (),

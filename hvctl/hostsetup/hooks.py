@@ -19,7 +19,7 @@ from hvctl.hostsetup.change import Change
 from hvctl.hostside import daemons, emulator, files, filters
 
 HOOKS = tuple(Path(f"/etc/libvirt/hooks/{driver}.d/hvctl") for driver in ("qemu", "lxc"))
-_SCRIPTS = {**dict.fromkeys(HOOKS, "hook"), emulator.PROGRAM: "emulator"}
+_SCRIPTS = {**dict.fromkeys(HOOKS, "hook"), Path(emulator.PROGRAM): "emulator"}
 _CODE = filters.NETWORKS.parent
 _SOURCE = Path(hvctl.hostside.__file__).parent
 
@@ -96,5 +96,5 @@ def _install_script(path: Path, script: str) -> None:
 def _remove_old_code(code: Path) -> Iterator[Change]:
     """Nothing calls an older version any more once all scripts name this one."""
     for folder in sorted(_CODE.iterdir()) if code.is_dir() else []:
-        if folder not in (filters.NETWORKS, code, emulator.PROGRAM):
+        if folder not in (filters.NETWORKS, code, Path(emulator.PROGRAM)):
             yield Change(text=f"remove older code, {folder}", apply=functools.partial(files.remove, folder))

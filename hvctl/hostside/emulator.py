@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-PROGRAM = Path("/usr/local/lib/hvctl/emulator")
+PROGRAM = "/usr/local/lib/hvctl/emulator"
 """Where `hvctl host setup` installs it; definitions name this path."""
 _PROGRAMS = ("/usr/lib/libvirt/libvirt_lxc", "/usr/libexec/libvirt_lxc")
 
@@ -20,9 +19,9 @@ def main(arguments: list[str]) -> None:
     sys.excepthook = give_up
     program = next((path for path in _PROGRAMS if os.access(path, os.X_OK)), _PROGRAMS[0])
     if "--name" in arguments:  # without: libvirt asks for the version
-        from hvctl.hostside import confine
+        from hvctl.hostside import groups
 
-        confine.join(arguments[arguments.index("--name") + 1])
+        groups.join(arguments[arguments.index("--name") + 1])
     os.execv(program, [program, *arguments[1:]])
 
 

@@ -25,7 +25,7 @@ import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hvctl.hostside import confine
+from hvctl.hostside import groups
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _NAMESPACES = {"user": 0x10000000, "mnt": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000, "net": 0x40000000,
@@ -216,18 +216,17 @@ def _dropped_capabilities(init: int) -> list[int]:
 
 def _join_groups(init: int) -> None:
     """Where the container is limited, so is the command. The groups that the systemd inside manages get one more leaf."""
-    unified = confine.find_unified()
-    trees = {**confine.find_hierarchies(), **({"": unified} if unified else {})}
+    trees = {**groups.find_hierarchies(), "": groups.find_unified()}
     for line in Path(f"/proc/{init}/cgroup").read_text().splitlines():
         _number, names, path = line.split(":", 2)
         tree = trees.get(names.split(",")[0])
-        if tree is None or path == "/":
+        if not tree or path == "/":
             continue
-        group = tree / path.lstrip("/")
-        if group.name == "init.scope":
-            group = group.parent / _GROUP
-            group.mkdir(exist_ok=True)
-        (group / "cgroup.procs").write_text(str(os.getpid()))
+        group = f"{tree}{path}"
+        if group.endswith("/init.scope"):
+            group = f"{group.removesuffix('/init.scope')}/{_GROUP}"
+            os.makedirs(group, exist_ok=True)
+        groups.write(f"{group}/cgroup.procs", str(os.getpid()))
 
 
 def _take_label(init: int) -> None:

@@ -10,12 +10,8 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
-import secrets
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -34,6 +30,8 @@ def make_directory(path: Path, mode: int) -> None:
 
 def make_scratch() -> Path:
     """A new private directory (0700) among the temporary files; whoever asked removes it."""
+    import tempfile  # here, as others below: libvirt's hooks need none of it and pay for each import
+
     return Path(tempfile.mkdtemp(prefix="hvctl-"))
 
 
@@ -42,7 +40,7 @@ def write_file(path: Path, content: bytes, mode: int, *, group: int = -1) -> Non
 
     A failure leaves nothing.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
@@ -110,6 +108,8 @@ def remove(path: Path) -> None:
     """Remove a file or a whole directory tree, never following links; fine when it is gone already."""
     try:
         if path.is_dir() and not path.is_symlink():
+            import shutil
+
             shutil.rmtree(path)  # uses directory descriptors: a link swapped in meanwhile is not followed
         else:
             path.unlink()
@@ -120,6 +120,8 @@ def remove(path: Path) -> None:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
+    import hashlib
+
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

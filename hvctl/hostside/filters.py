@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +80,22 @@ class Guest:
 
 def admit(guest: Guest) -> None:
     """Let this guest speak as itself, and only so; fine when it may already."""
+    with admitting(guest):
+        pass
+
+
+@contextlib.contextmanager
+def admitting(guest: Guest) -> Iterator[None]:
+    """`admit` beside the block, since the kernel takes its time with new tables; true when the block has ended."""
     with _locked():
         (GUESTS / guest.device).write_text(f"{guest.mac} {guest.address}\n")
-        _load()
+        with _start(["-f", "-"]) as process:
+            assert process.stdin
+            process.stdin.write(render(guests(), subnets()))
+            process.stdin.close()
+            yield
+            assert process.stderr
+            _check(process.wait(timeout=_TIMEOUT_S), process.stderr.read())
 
 
 def dismiss(guest: Guest) -> None:
@@ -190,11 +203,22 @@ def _load() -> None:
 
 def _nft(commands: str) -> None:
     done = _run(["-f", "-"], commands)
-    if done.returncode != 0:
-        raise OSError(f"nft refused the filter: {done.stderr.strip()[:500]}")
+    _check(done.returncode, done.stderr)
+
+
+def _check(status: int, said: str) -> None:
+    if status != 0:
+        raise OSError(f"nft refused the filter: {said.strip()[:500]}")
 
 
 def _run(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    with _start(words) as process:
+        out, err = process.communicate(text, timeout=_TIMEOUT_S)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def _start(words: list[str]) -> subprocess.Popen[str]:
     # A hook's PATH is libvirtd's, which may lack sbin.
     nft = shutil.which("nft") or "/usr/sbin/nft"
-    return subprocess.run([nft, *words], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([nft, *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True)

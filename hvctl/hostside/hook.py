@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from types import TracebackType
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # not typing's: importing that costs more than all else here (a start calls this four times)
 if TYPE_CHECKING:
+    from types import TracebackType
     from xml.etree.ElementTree import Element
 
     from hvctl.hostside import confine, filters, roots
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> None:
     _program, name, operation, sub_operation, *_extra = arguments
     if (operation, sub_operation) not in _OPERATIONS:
         return
+    if operation == "started" and not os.path.isdir("/run/systemd/system"):
+        return  # the emulator wrapper has done it before the container began
     text = sys.stdin.buffer.read(_LIMIT_BYTES)
     if _URI.encode() not in text:
         return
@@ -53,16 +55,21 @@ def prepare(name: str, domain: Element, record: Element) -> None:
     pending = record.find(f"{_NS}pending")
     if pending is not None and pending.get("verb") == "create":
         raise OSError("it is not complete; finish or undo it: hvctl gc")
-    filter_in(record)
-    root = find_root(domain, record)
-    if root is not None:
-        from hvctl.hostside import confine, daemons, roots
+    import contextlib
 
-        confine.release(name, root.uuid)
-        confine.note(name, root.uuid, find_limits(record))
-        if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
-            daemons.ensure_lxcfs()
-        roots.mount(root)
+    from hvctl.hostside import filters
+
+    guest = find_guest(record)
+    with filters.admitting(guest) if guest else contextlib.nullcontext():
+        root = find_root(domain, record)
+        if root is not None:
+            from hvctl.hostside import confine, daemons, roots
+
+            confine.release(name, root.uuid)
+            confine.note(name, root.uuid, find_limits(record))
+            if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
+                daemons.ensure_lxcfs()
+            roots.mount(root)
 
 
 def release(name: str, domain: Element, record: Element) -> None:
@@ -113,7 +120,6 @@ def find_root(domain: Element, record: Element) -> roots.Root | None:
     if container is None:
         return None
     from pathlib import Path
-    from uuid import UUID
 
     from hvctl.hostside import roots
     from hvctl.store import Store
@@ -131,7 +137,7 @@ def find_root(domain: Element, record: Element) -> roots.Root | None:
     assert root is not None
     return roots.Root(
         store=Store(root=Path(record.attrib["store"]), run=Path()),
-        uuid=str(UUID(domain.findtext("uuid", ""))),
+        uuid=domain.findtext("uuid", ""),
         image_id=root.attrib["image"],
         layers=tuple(layer.attrib["id"] for layer in root.iterfind(f"{_NS}layer")),
         first_id=int(container.attrib["first-id"]),

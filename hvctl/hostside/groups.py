@@ -1,0 +1,62 @@
+"""Control groups of containers on a host with version 1 trees that nobody manages (cgroups(7)).
+
+Imports next to nothing: the emulator wrapper waits for it at every start.
+"""
+
+from __future__ import annotations
+
+import os
+
+NOTES = "/run/hvctl-containers"
+"""One file for each container that starts or runs, named after it: `UUID FIRST-ID PROCESSES`."""
+_FOLDER = "hvctl"
+_JOINED = ("name=systemd", "pids")
+
+
+def join(name: str) -> None:
+    """Put this process, which becomes the container's controller, into groups of its own."""
+    with open(f"{NOTES}/{name}") as stream:
+        uuid, first_id, processes = stream.read().split()
+    trees = find_hierarchies()
+    for controller in _JOINED:
+        if controller not in trees:
+            continue
+        group = find_own(trees[controller], uuid)
+        os.makedirs(group, exist_ok=True)
+        if controller == "pids":
+            write(f"{group}/pids.max", processes)
+        else:  # the systemd inside makes its groups here
+            for path in (group, f"{group}/cgroup.procs", f"{group}/tasks"):
+                os.chown(path, int(first_id), int(first_id))
+        write(f"{group}/cgroup.procs", str(os.getpid()))
+
+
+def write(path: str, text: str) -> None:
+    """Write into a file of a group, at once."""
+    with open(path, "w") as stream:
+        stream.write(text)
+
+
+def find_own(tree: str, uuid: str) -> str:
+    """The group that we make for a container in one tree."""
+    return f"{tree}/{_FOLDER}/{uuid}"
+
+
+def find_hierarchies() -> dict[str, str]:
+    """Controller (or `name=systemd`) -> where its version 1 tree is mounted, as this process sees it."""
+    found = {}
+    for path, kind, options in _mounts():
+        if kind == "cgroup":
+            found.update(dict.fromkeys(options.split(","), path))
+    return found
+
+
+def find_unified() -> str:
+    """Where the version 2 tree is mounted, as this process sees it, or an empty string."""
+    return next((path for path, kind, _options in _mounts() if kind == "cgroup2"), "")
+
+
+def _mounts() -> list[tuple[str, str, str]]:
+    with open("/proc/self/mounts") as stream:
+        lines = [line.split(" ") for line in stream]
+    return [(words[1], words[2], words[3]) for words in lines]
