@@ -22,10 +22,23 @@ Deed = Callable[[Host, str, Sink], object]
 
 def die_at(settings: Config, deed: Deed, verb: str, step: str, name: str) -> None:
     """Let a process do `deed` on `name` and die at that step. Fails when it never comes there."""
-    victim = _context.Process(target=_act, args=(settings, deed, verb, step, name))
+    assert _run(_act, settings, deed, verb, step, name) == -signal.SIGKILL, f"{verb} never came to its step {step!r}"
+
+
+def die_in(settings: Config, deed: Callable[[Host, str], object], name: str) -> None:
+    """Let a process do a deed on `name` that kills it. Fails when it survives."""
+    assert _run(_act_alone, settings, deed, name) == -signal.SIGKILL, "it survived"
+
+
+def _run(act: Callable[..., None], *arguments: object) -> int | None:
+    victim = _context.Process(target=act, args=arguments)
     victim.start()
     victim.join(timeout=120)
-    assert victim.exitcode == -signal.SIGKILL, f"{verb} never came to its step {step!r}"
+    return victim.exitcode
+
+
+def _act_alone(settings: Config, deed: Callable[[Host, str], object], name: str) -> None:
+    deed(Host(settings), name)
 
 
 def _act(settings: Config, deed: Deed, verb: str, step: str, name: str) -> None:

@@ -68,7 +68,8 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
 
     def done(name: str, instance: Instance) -> None:
         made.append(instance)
-        app.say(f"{name}: created, {instance.state}, {instance.record.address}; next: hvctl {_next(instance)} {name}")
+        where = f", {instance.record.address}" if instance.record.address else ""
+        app.say(f"{name}: created, {instance.state}{where}; next: hvctl {_next(instance)}")
 
     try:
         app.for_each(names, work, done)
@@ -140,4 +141,7 @@ def _build_missing(app: App, image: str) -> None:
 
 
 def _next(instance: Instance) -> str:
-    return "ssh" if instance.state is State.RUNNING else "start"
+    name = instance.name
+    if instance.state is not State.RUNNING:
+        return f"start {name}"
+    return f"ssh {name}" if instance.record.address else f"exec {name} -- COMMAND"

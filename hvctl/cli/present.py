@@ -80,7 +80,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("address", record.address),
         ("mac", record.mac),
         ("network", record.network),
-        ("login", f"{record.login_user}@{record.address}" if record.address else record.login_user),
+        ("login", f"{record.login_user}@{record.address}" if record.address else ""),
         ("host key", record.host_key),
         ("accelerator", record.accelerator.value if record.accelerator else ""),
         ("kernel", record.kernel_release),

@@ -121,7 +121,7 @@ class _Joined:
         self.tell = tell
         self.channel = channel
         self.dropped = _dropped_capabilities(init)
-        _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+        parent = os.getppid()
         _check(_libc.prctl(_PR_SET_DUMPABLE, 0))
         handle = os.pidfd_open(init)
         _close_all_but({0, 1, 2, *streams, tell, channel, handle})
@@ -133,6 +133,7 @@ class _Joined:
                 flags |= flag
         _check(_libc.setns(handle, flags))
         os.close(handle)
+        _die_with(parent, signal.SIGKILL)
 
     def become(self, argv: list[str], environment: dict[str, str], searched: list[str]) -> None:
         """Start the command and end as it ends."""
@@ -147,13 +148,13 @@ class _Joined:
         os._exit(code if code >= 0 else 128 - code)
 
     def _exec(self, argv: list[str], environment: dict[str, str], searched: list[str]) -> None:
-        _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP))
         for capability in self.dropped:
             _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
         os.setgroups([0])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.setsid()
+        _die_with(os.getppid(), signal.SIGHUP)
         streams = self.streams if self.channel < 0 else (_open_terminal(self.channel),) * 3
         _place(streams)
         with contextlib.suppress(OSError):
@@ -165,6 +166,13 @@ class _Joined:
         failure = _exec_found(argv, environment, searched)
         os.write(2, f"exec: {argv[0]!r}: {failure.strerror}\n".encode())
         os._exit(_NOT_FOUND if failure.errno in (errno.ENOENT, errno.ENOTDIR) else _NOT_EXECUTABLE)
+
+
+def _die_with(parent: int, number: int) -> None:
+    """Get this signal when the parent ends. Any change of credentials takes that back, so it comes after the last one."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, number))
+    if os.getppid() != parent:
+        os._exit(255)
 
 
 def _place(streams: tuple[int, ...]) -> None:

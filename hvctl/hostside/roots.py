@@ -59,6 +59,10 @@ def make_layer(path: Path, first_id: int) -> None:
     for name, mode in (("upper", 0o755), ("work", 0o700)):
         files.make_directory(path / name, mode)
         os.chown(path / name, first_id, first_id)
+    # Where the container shares the host's network, libvirt can mount no sysfs, and makes this itself on a read-only /sys.
+    for folder in ("sys", "sys/fs", "sys/fs/cgroup"):
+        files.make_directory(path / "upper" / folder, 0o755)
+        os.chown(path / "upper" / folder, first_id, first_id)
     files.write_file(path / "layer.json", json.dumps({"first_id": first_id}).encode(), 0o400)
 
 

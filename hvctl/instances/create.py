@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
+from xml.etree import ElementTree
 
 from hvctl import identity, metadata, operation, templates
 from hvctl.backends import Secrets, get_backend
@@ -62,7 +63,7 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
         if not _adopt(host, plan):
             _build(host, plan, events)
         if request.start:
-            lifecycle.start_locked(host, query.get_complete(host, name))
+            lifecycle.start_locked(host, query.get_complete(host, name), events)
     instance = query.get(host, name)
     if request.start:
         lifecycle.wait_after_start(host, instance, request.wait, request.timeout_s, events)
@@ -97,7 +98,11 @@ def make_plan(host: Host, request: Request) -> Plan:
     record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
     secrets = Secrets(host_key=key.private, user_data=request.user_data)
     plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
-    format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
+    xml = format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
+    if (
+        ElementTree.fromstring(xml).find("devices/interface") is None
+    ):  # on no network of ours: there is nothing to reserve
+        plan = replace(plan, record=replace(record, network=""))
     return plan
 
 
@@ -127,6 +132,7 @@ def _adopt(host: Host, plan: Plan) -> bool:
     name = plan.record.name
     existing = query.find(host, name)
     if existing is not None and existing.record.pending is not None:
+        query.check_has_name(existing, name)
         was = existing.record
         done = settle(host, was)
         existing = query.find(host, name)
@@ -159,5 +165,8 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
 
 
 def _reserve(host: Host, record: Record) -> str:
+    """Its address, kept from now on; empty without a network."""
+    if not record.network:
+        return ""
     with host.lock(f"network-{record.network}", timeout_s=30):
         return networks.reserve(host.connection(record.mode), record.network, name=record.name, mac=record.mac)

@@ -19,6 +19,14 @@ from hvctl.libvirtapi import domains, networks
 from hvctl.model import Record
 
 
+def keep_address(host: Host, record: Record) -> None:
+    """Reserve its address for it again."""
+    if record.network:
+        networks.reserve(
+            host.connection(record.mode), record.network, name=record.name, mac=record.mac, address=record.address
+        )
+
+
 def get_domain(host: Host, record: Record) -> Any:
     """libvirt's object for an instance. Raises NotFound."""
     return domains.get(host.connection(record.mode), record.uuid)
@@ -26,12 +34,16 @@ def get_domain(host: Host, record: Record) -> Any:
 
 def release_address(host: Host, record: Record) -> None:
     """Give its address back to the network; matched by MAC, so nobody else's can be taken."""
+    if not record.network:
+        return
     with host.lock(f"network-{record.network}", timeout_s=30):
         networks.release(host.connection(record.mode), record.network, mac=record.mac)
 
 
 def name_address(host: Host, record: Record, name: str) -> None:
     """Give its reservation another name, which is what DNS answers to."""
+    if not record.network:
+        return
     with host.lock(f"network-{record.network}", timeout_s=30):
         networks.rename_reservation(host.connection(record.mode), record.network, mac=record.mac, name=name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hvctl import operation
 from hvctl.errors import NotFound, TimedOut, WrongState
-from hvctl.events import Sink, Stage, ignore
+from hvctl.events import Sink, Stage, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.instances import effects, query, wait
 from hvctl.instances.claim import claim_existing
@@ -30,16 +30,20 @@ def start(
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused", hint=f"hvctl resume {name}")
         if is_new:
-            start_locked(host, instance)
+            start_locked(host, instance, events)
     wait_after_start(host, instance, goal, timeout_s, events)
     return is_new
 
 
-def start_locked(host: Host, instance: Instance) -> None:
-    """Start while the caller holds the lock; does not wait."""
+def start_locked(host: Host, instance: Instance, events: Sink) -> None:
+    """Start while the caller holds the lock; does not wait. One call of libvirt's: nothing is to be undone or finished."""
     connection = host.connection(instance.record.mode)
-    networks.ensure_active(connection, instance.record.network)
+    events(StepStarted(instance.name, "start", "network"))
+    if instance.record.network:
+        networks.ensure_active(connection, instance.record.network)
+    events(StepStarted(instance.name, "start", "start"))
     domains.start(domains.get(connection, instance.record.uuid))
+    events(StepStarted(instance.name, "start", "wait"))
 
 
 def wait_after_start(host: Host, instance: Instance, goal: Wait, timeout_s: float, events: Sink) -> None:
@@ -65,6 +69,7 @@ def stop(
             return True
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused and cannot shut down", hint=f"hvctl resume {name}, or stop --force")
+        events(StepStarted(name, "stop", "shutdown"))
         events(Stage(name, "shutdown"))
         try:
             domains.shut_down(connection, domain, timeout_s=timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvctl import metadata, operation
-from hvctl.errors import HvctlError, NotFound, NotManaged, WrongState
+from hvctl.errors import HvctlError, NotFound, NotManaged, Unsupported, WrongState
 from hvctl.host import Host
 from hvctl.libvirtapi import domains
 from hvctl.model import Endpoint, Instance, Mode, State
@@ -49,6 +49,15 @@ def get(host: Host, name: str) -> Instance:
     return instance
 
 
+def check_has_name(instance: Instance, name: str) -> None:
+    """Raise WrongState for one that was found by a name it is on its way from: whoever settles it must lock its new one."""
+    if instance.name != name:
+        raise WrongState(
+            f"{name!r} is incomplete: 'rename' to {instance.name!r} was interrupted",
+            hint=f"finish it: hvctl rename {name} {instance.name}",
+        )
+
+
 def get_complete(host: Host, name: str) -> Instance:
     """The instance of this name, refused with WrongState when an unfinished change is on it."""
     instance = get(host, name)
@@ -71,7 +80,10 @@ def get_running(host: Host, name: str) -> Instance:
 
 def get_endpoint(host: Host, name: str, *, user: str = "") -> Endpoint:
     """Where and with which host key ssh reaches a running instance."""
-    return endpoint_of(get_running(host, name), user=user)
+    instance = get_running(host, name)
+    if not instance.record.address:
+        raise Unsupported(f"{name!r} has no address of its own", hint=f"hvctl exec {name} -- COMMAND")
+    return endpoint_of(instance, user=user)
 
 
 def endpoint_of(instance: Instance, *, user: str = "") -> Endpoint:

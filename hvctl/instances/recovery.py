@@ -6,9 +6,9 @@ from hvctl import metadata, operation
 from hvctl.errors import AlreadyExists, HvctlError, NotFound, Unsupported
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import query
+from hvctl.instances import effects, query
 from hvctl.instances.verbs import VERBS
-from hvctl.libvirtapi import domains, networks
+from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Record
 
 
@@ -37,6 +37,7 @@ def get_settled(host: Host, name: str) -> Instance:
     Raises NotFound, also when settling it took it away.
     """
     instance = query.get(host, name)
+    query.check_has_name(instance, name)
     if instance.record.pending is not None:
         settle(host, instance.record)
         instance = query.get(host, name)
@@ -73,11 +74,11 @@ def recover(host: Host, name: str) -> Record:
                     f"there is already a domain {name!r}", hint=f"rename that one first: hvctl rename {name}"
                 )
         connection = host.connection(record.mode)
-        networks.reserve(connection, record.network, name=name, mac=record.mac, address=record.address)
+        effects.keep_address(host, record)
         xml = host.read_text(host.store.definition(record.uuid))
         try:
             domains.define(connection, xml)
         except HvctlError:
-            networks.release(connection, record.network, mac=record.mac)
+            effects.release_address(host, record)
             raise
         return record

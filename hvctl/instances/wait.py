@@ -36,6 +36,8 @@ def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, 
         return
     deadline_s = time.monotonic() + timeout_s
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
+    if goal is Wait.SSH and not instance.record.address:
+        goal = Wait.AGENT  # on no network of ours: nobody can knock, but a command can be run
     stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance)
     current, checked_s = "", time.monotonic()
     for stage in stages:
