@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,15 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from hvctl import gc, hostsetup
 from hvctl.config import Config
+from hvctl.errors import HvctlError
+from hvctl.events import Event, Sink, StepStarted
 from hvctl.host import Host
-from hvctl.hostside import files
+from hvctl.hostsetup import network
+from hvctl.hostside import daemons, files, filters
 from hvctl.instances import create, lifecycle, query, recovery
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, Mode, Spec, State
+from hvctl.model import Instance, Mode, Spec, State, Wait
 from hvctl.rootfs import published
 from hvctl.units import MIB
-from tests import world
+from tests import victims, world
 from tests.cli import run, run_bytes
 
 pytestmark = pytest.mark.guest
@@ -219,6 +224,153 @@ def test_set_says_what_is_live_and_what_waits(host: Host, settings: Config, mode
 def test_rename_of_a_running_one_is_refused(settings: Config, running: Instance) -> None:
     done = run(settings, "rename", "running", "other")
     assert (done.status, "hvctl stop running" in done.err) == (5, True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_libvirtd_that_restarts_finds_its_guests_as_they_were(
+    host: Host, settings: Config, mode: Mode, running: Instance, how: signal.Signals
+) -> None:
+    booted = booted_at(settings, "running")
+    restart_libvirtd(host, how)
+    assert query.get(host, "running").state is State.RUNNING
+    assert booted_at(settings, "running") == booted
+    assert filters.Guest(running.record.device, running.record.mac, running.record.address) in filters.guests()
+    assert run(settings, "ssh", "running", "--", "true").status == 0
+
+
+def restart_libvirtd(host: Host, how: signal.Signals) -> None:
+    """End libvirtd and start another as `hvctl host setup` does, in the namespace of the one before."""
+    libvirtd = int(Path("/run/libvirtd.pid").read_text())
+    os.kill(libvirtd, how)
+    deadline_s = time.monotonic() + 30
+    while daemons.find_running("libvirtd") and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    host.close()
+    hostsetup.setup(host)
+
+
+def test_a_filter_that_somebody_flushed_is_back_at_the_next_start(
+    host: Host, settings: Config, mode: Mode, running: Instance
+) -> None:
+    for family in ("bridge", "ip"):  # ours alone: others' tables on this machine are not to be flushed by a test
+        subprocess.run(["nft", "delete", "table", family, "hvctl"], check=True, timeout=30)
+    assert not filters.is_in_place()
+    assert run(settings, "restart", "running").status == 0
+    assert filters.is_in_place()
+    ruleset = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert f'"{running.record.device}" . {running.record.mac} . {running.record.address}' in ruleset
+
+
+def test_it_cannot_pretend_to_be_another(host: Host, settings: Config, mode: Mode, running: Instance) -> None:
+    """Frames from inside, as its root: another's address, another's MAC, an ARP answer for the gateway. None arrives."""
+    gateway = running.record.address.rpartition(".")[0] + ".1"
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+        tap.bind((network.bridge_name(settings.network), 0))
+        tap.settimeout(5)
+        sent = run(settings, "exec", "running", "--", "python3", "-", gateway, running.record.address, stdin=FORGER)
+        assert sent.out == "sent 4\n", sent
+        seen = []
+        while b"honest" not in b"".join(seen):  # sent last; a timeout fails the test
+            seen.append(tap.recv(2048))
+    assert not [frame for frame in seen if b"forged" in frame]
+
+
+# Sends UDP to the gateway: from another address, from another MAC, an ARP answer that the gateway is here; then an honest one.
+FORGER = """
+import socket, struct, sys
+gateway, own = (socket.inet_aton(word) for word in sys.argv[1:])
+tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+tap.bind(("eth0", 0))
+mac = open("/sys/class/net/eth0/address").read().strip()
+mine, other = bytes.fromhex(mac.replace(":", "")), bytes.fromhex("520000000001")
+everybody = b"\\xff" * 6
+
+def udp(source, text):
+    data = struct.pack("!4H", 4000, 4001, 8 + len(text), 0) + text
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(data), 1, 0, 64, 17, 0, source, gateway)
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:] + data
+
+arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 2, mine, gateway, everybody, own) + b"forged"
+frames = [
+    everybody + mine + b"\\x08\\0" + udp(gateway, b"forged address"),
+    everybody + other + b"\\x08\\0" + udp(own, b"forged mac"),
+    everybody + mine + b"\\x08\\x06" + arp,
+    everybody + mine + b"\\x08\\0" + udp(own, b"honest"),
+]
+print("sent", sum(tap.send(frame) > 0 for frame in frames))
+"""
+
+
+@pytest.mark.only_mode(Mode.VM, "one test is about both at once")
+def test_a_vm_and_a_container_find_each_other(
+    host: Host, settings: Config, mode: Mode, debian_image: str, running: Instance
+) -> None:
+    neighbour = make(host, "neighbour", Mode.CONTAINER, debian_image)
+    try:
+        for here, there in (("running", neighbour), ("neighbour", running)):
+            found = run(settings, "ssh", here, "--", "getent", "hosts", there.name).out.split()
+            assert found[:1] == [there.record.address]
+            reached = run(settings, "ssh", here, "--", "bash", "-c", f"exec 3<>/dev/tcp/{there.name}/22; head -c 4 <&3")
+            assert reached.out == "SSH-"
+    finally:
+        lifecycle.delete(host, "neighbour")
+
+
+def start_it(host: Host, name: str, events: Sink) -> object:
+    return lifecycle.start(host, name, events=events)
+
+
+def stop_it(host: Host, name: str, events: Sink) -> object:
+    return lifecycle.stop(host, name, events=events)
+
+
+@pytest.mark.parametrize(
+    ("deed", "verb", "step"),
+    [
+        (start_it, "start", "network"),
+        (start_it, "start", "start"),
+        (start_it, "start", "wait"),
+        (stop_it, "stop", "shutdown"),
+    ],
+)
+def test_a_killed_start_or_stop_is_done_by_the_same_command(
+    host: Host, settings: Config, mode: Mode, running: Instance, deed: victims.Deed, verb: str, step: str
+) -> None:
+    if verb == "start":
+        lifecycle.stop(host, "running", force=True)
+    victims.die_at(settings, deed, verb, step, "running")
+    assert gc.collect(host) == ()
+    assert run(settings, verb, "running").status == 0
+    assert query.get(host, "running").state is {"start": State.RUNNING, "stop": State.STOPPED}[verb]
+    assert run(settings, "start", "running").status == 0
+
+
+@pytest.mark.parametrize("step", ["files", "define", "start"])
+def test_a_libvirtd_killed_in_the_middle_of_a_create(
+    host: Host, settings: Config, mode: Mode, debian_image: str, step: str
+) -> None:
+    before = world.look(host)
+    name = "cut-short"
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.step == step:
+            os.kill(int(Path("/run/libvirtd.pid").read_text()), signal.SIGKILL)
+
+    spec = Spec(name=name, mode=mode, image=debian_image, memory_bytes=512 * MIB)
+    with pytest.raises(HvctlError):
+        create.create(host, create.Request(spec=spec, wait=Wait.RUNNING), kill)
+    restart_libvirtd(host, signal.SIGTERM)
+    visible = [instance.state for instance in host.instances() if instance.name == name]
+    assert visible == ([State.STOPPED] if step == "start" else [State.INCOMPLETE])
+    if step == "start":
+        assert run(settings, "start", name, "--wait", "running").status == 0
+    else:
+        assert run(settings, "create", name, *KIND[mode], "--image", debian_image, "--wait", "running").status == 0
+    assert query.get(host, name).state is State.RUNNING
+    lifecycle.delete(host, name)
+    assert world.differences(before, world.look(host)) == []
 
 
 def test_renamed_it_answers_to_its_new_name(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
