@@ -229,6 +229,10 @@ class Backend(ABC):
         """Whether a command could be run inside now."""
 
     @abstractmethod
+    def measure_memory(self, host: Host, record: Record) -> int:
+        """Bytes of the host's memory that it holds now; 0 when it is off."""
+
+    @abstractmethod
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
         """The end of what it said when it booted; empty where there is none. Raises HostError when it may not be read."""
 

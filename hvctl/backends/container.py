@@ -253,6 +253,9 @@ class ContainerBackend(Backend):
         except HvctlError:
             return False
 
+    def measure_memory(self, host: Host, record: Record) -> int:
+        return domains.get_used_bytes(self._domain(host, record))
+
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
         """The journal of this boot while it runs (it is kept in memory); else what its controller said."""
         if domains.is_active(self._domain(host, record)):

@@ -207,6 +207,9 @@ class VmBackend(Backend):
             return False
         return True
 
+    def measure_memory(self, host: Host, record: Record) -> int:
+        return domains.get_resident_bytes(self._domain(host, record))
+
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
         path = host.store.console_log(record.uuid)
         if not host.shell.call(files.exists, path):

@@ -7,11 +7,13 @@ import click
 from hvctl.cli.app import App, output_options
 from hvctl.cli.main import LazyGroup
 from hvctl.events import Sink
+from hvctl.model import Mode
 
 _TABLE = {
     "setup": ("hvctl.cli.hostcmd:setup", "Prepare this machine: directories, network, hooks, daemons."),
     "teardown": ("hvctl.cli.hostcmd:teardown", "Take back what setup made; data stays."),
     "doctor": ("hvctl.cli.doctor:doctor", "Check this machine, with the command that mends each finding."),
+    "features": ("hvctl.cli.hostcmd:features", "Show what only one mode can."),
     "recover": ("hvctl.cli.hostcmd:recover", "Bring back an instance that libvirt has forgotten."),
 }
 _dry_run = click.option("--dry-run", is_flag=True, help="Only say what would be changed.")
@@ -74,6 +76,21 @@ def recover(app: App, names: tuple[str, ...]) -> None:
         return recovery.recover(app.host, name)
 
     app.for_each(names, work, lambda name, _record: app.say(f"{name}: recovered; next: hvctl start {name}"))
+
+
+@click.command()
+@output_options
+def features(app: App) -> None:
+    """Show what only one mode can; everything else works in both.
+
+    Example: hvctl host features
+    """
+    from hvctl import backends
+
+    found = backends.features()
+    rows = [(item.name, *("yes" if mode in item.modes else "no" for mode in Mode)) for item in found]
+    fields = [{"feature": item.name, "modes": [mode.value for mode in item.modes]} for item in found]
+    app.print_result(fields, lambda: app.print_table(("FEATURE", *(mode.value.upper() for mode in Mode)), rows))
 
 
 def _report(app: App, changes: list[str], dry_run: bool, nothing: str) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "create": ("hvctl.cli.create:create", "Make one or more instances from an image."),
     "list": ("hvctl.cli.query:list_", "List instances."),
     "show": ("hvctl.cli.query:show", "Show everything about one instance."),
+    "usage": ("hvctl.cli.query:usage", "Show what instances take of the host."),
     "start": ("hvctl.cli.lifecycle:start", "Start, and wait until the guest answers."),
     "stop": ("hvctl.cli.lifecycle:stop", "Ask the guest to shut down."),
     "restart": ("hvctl.cli.lifecycle:restart", "Stop and start again."),

@@ -1,4 +1,4 @@
-"""`hvctl list`, `show` and `logs`."""
+"""`hvctl list`, `show`, `usage` and `logs`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,39 @@ def show(app: App, name: str, xml: bool) -> None:
         click.echo(query.get_xml(app.host, instance), nl=False)
         return
     app.print_result(as_json(instance), lambda: app.print_pairs(as_pairs(instance)))
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@output_options
+def usage(app: App, names: tuple[str, ...]) -> None:
+    """Show what instances take of the host now: memory, and disk beyond their shared image.
+
+    Example: hvctl usage web db
+    """
+    from hvctl.instances.usage import measure
+    from hvctl.units import format_size
+
+    found = [measure(app.host, name) for name in names]
+    rows = [
+        (
+            item.instance.name,
+            item.instance.record.mode.value,
+            format_size(item.memory_bytes),
+            format_size(item.disk_bytes),
+        )
+        for item in found
+    ]
+    fields = [
+        {
+            "name": item.instance.name,
+            "mode": item.instance.record.mode.value,
+            "memory_used_bytes": item.memory_bytes,
+            "disk_used_bytes": item.disk_bytes,
+        }
+        for item in found
+    ]
+    app.print_result(fields, lambda: app.print_table(("NAME", "MODE", "MEMORY USED", "DISK USED"), rows))
 
 
 @click.command()

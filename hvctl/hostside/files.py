@@ -194,6 +194,21 @@ def size(path: Path) -> int:
         return 0
 
 
+def disk_usage(path: Path) -> int:
+    """Bytes on the disk that a file or everything in a directory takes, on its own file system (du -x)."""
+    device, found = os.lstat(path).st_dev, 0
+    waiting = [os.fspath(path)]
+    while waiting:
+        current = waiting.pop()
+        facts = os.lstat(current)
+        if facts.st_dev != device:  # a root that is mounted there is counted where it lies
+            continue
+        found += facts.st_blocks * 512
+        if stat.S_ISDIR(facts.st_mode):
+            waiting += [f"{current}/{name}" for name in os.listdir(current)]
+    return found
+
+
 def replace_if_there(source: Path, target: Path) -> None:
     """Rename over the target; fine when the source has been renamed already."""
     with contextlib.suppress(FileNotFoundError):

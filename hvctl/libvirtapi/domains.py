@@ -109,6 +109,18 @@ def list_id_ranges(connection: Connection) -> list[tuple[int, int]]:
     return found
 
 
+def get_resident_bytes(domain: libvirt.virDomain) -> int:
+    """Memory of the process that runs a VM (RSS), what it shares with others included; 0 when it is off."""
+    with in_words(f"cannot measure the memory of {domain.name()!r}"):
+        return int(domain.memoryStats().get("rss", 0)) * 1024 if domain.isActive() else 0
+
+
+def get_used_bytes(domain: libvirt.virDomain) -> int:
+    """Memory that libvirt counts as used by a running container; 0 when it is off."""
+    with in_words(f"cannot measure the memory of {domain.name()!r}"):
+        return int(domain.info()[2]) * 1024 if domain.isActive() else 0
+
+
 def set_cpu_quota(domain: libvirt.virDomain, *, period_us: int, quota_us: int) -> None:
     """Let the running instance use this many microseconds of CPU in each period."""
     with in_words(f"cannot change the CPU quota of {domain.name()!r}"):
