@@ -20,6 +20,7 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -62,6 +63,15 @@ def find(domain_xml: str) -> Record | None:
         raise InvalidSpec(
             f"the record of {name!r} is damaged: {error}", hint=f"restore it from the store: hvctl host recover {name}"
         ) from error
+
+
+def find_first_ids(domain_xml: str) -> list[int]:
+    """The first ids of containers that a domain's XML speaks of, without parsing it: at most one, and 0 is none."""
+    return [
+        int(number)
+        for number in re.findall(r"""<hvctl:container first-id=['"](\d+)['"]""", domain_xml)
+        if number != "0"
+    ]
 
 
 def format_element(record: Record) -> str:

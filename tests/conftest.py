@@ -16,6 +16,7 @@ from hvctl.host import Host
 from hvctl.model import Mode
 from tests import tiny
 
+LENDER = "HVCTL_TEST_IMAGE_STORE"
 ONE_MODE = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
@@ -68,7 +69,7 @@ def users_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.delenv("SSH_AUTH_SOCK", raising=False)
     for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         patch.delenv(name, raising=False)
-    for name in [name for name in os.environ if name.startswith("HVCTL_")]:
+    for name in [name for name in os.environ if name.startswith("HVCTL_") and name != LENDER]:
         patch.delenv(name)
     yield home
     patch.undo()
@@ -103,7 +104,7 @@ def debian_image(host: Host) -> str:
     from hvctl import images
 
     name = "debian-12"
-    lender = os.environ.get("HVCTL_TEST_IMAGE_STORE")
+    lender = os.environ.get(LENDER)
     if not lender:
         return images.build(host, images.parse_request(name)).name
     identifier = Path(lender, "tags", name).read_text().strip()

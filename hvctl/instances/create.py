@@ -155,7 +155,8 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
 
     with operation.begin(host, CREATE, plan.record, claim, events) as change:
         with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
-            change.record = replace(change.record, address=_reserve(host, change.record))
+            pass  # it stands in libvirt now: the next one may choose
+        change.record = replace(change.record, address=_reserve(host, change.record))
         with change.step("files"):
             backend.create_files(host, change.record, plan.image, plan.secrets)
         with change.step("root"):
