@@ -10,7 +10,7 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
         <hvctl:mount source="/srv/data" target="/data" read-only="no" uid="1000" gid="1000"/>
       </hvctl:spec>
       <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg"><hvctl:layer id="UUID"/></hvctl:root>
-      <hvctl:container first-id="1879048192"/>
+      <(?:[a-z]+:)?container first-id="1879048192"/>
       <hvctl:interface network="hvctl" mac="52:..." address="10.1.2.3" device="hv0123456789"/>
       <hvctl:access user="root" provision="credentials" host-key="ssh-ed25519 AAAA..."><hvctl:key>...</hvctl:key></hvctl:access>
       <hvctl:label name="K" value="V"/>
@@ -69,7 +69,7 @@ def find_first_ids(domain_xml: str) -> list[int]:
     """The first ids of containers that a domain's XML speaks of, without parsing it: at most one, and 0 is none."""
     return [
         int(number)
-        for number in re.findall(r"""<hvctl:container first-id=['"](\d+)['"]""", domain_xml)
+        for number in re.findall(r"""<(?:[a-z]+:)?container first-id=['"](\d+)['"]""", domain_xml)
         if number != "0"
     ]
 

@@ -28,6 +28,17 @@ RECORD = replace(
 )
 
 
+def test_the_first_id_is_found_without_parsing_in_whatever_form_libvirt_writes_it() -> None:
+    """Ours with a prefix, as it is defined; libvirt's without, once the record was changed."""
+    record = replace(RECORD, first_id=0x70010000)
+    element = metadata.format_element(record)
+    embedded = metadata.embed("<domain><name>web</name></domain>", record)
+    assert "<hvctl:container" in embedded
+    assert "<container" in element
+    assert metadata.find_first_ids(element) == metadata.find_first_ids(embedded) == [0x70010000]
+    assert metadata.find_first_ids(metadata.format_element(replace(record, first_id=0))) == []
+
+
 def test_a_record_comes_back_as_it_was() -> None:
     assert metadata.find(metadata.embed(DOMAIN, RECORD)) == RECORD
 
