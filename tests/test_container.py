@@ -23,7 +23,7 @@ from hvctl.config import Config
 from hvctl.errors import HostError
 from hvctl.host import Host
 from hvctl.hostside import enter, ids
-from hvctl.instances import change, create, lifecycle, query
+from hvctl.instances import change, create, lifecycle, query, usage
 from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Mount, Record, Spec, State, Wait
 from hvctl.units import MIB
@@ -354,6 +354,7 @@ def test_a_killed_controller_leaves_nothing_mounted(host: Host, settings: Config
 def test_a_full_disk_is_told_inside_and_the_container_goes_on(host: Host, settings: Config, debian_image: str) -> None:
     """Its layer on a small file system of libvirtd's: the write fails as on any disk, and succeeds when there is space."""
     instance = make(host, "crammed", debian_image)
+    assert usage.measure(host, "crammed").disk_bytes < 1 * MIB  # a first boot, journal and all
     assert run(settings, "stop", "crammed").status == 0
     layer = host.store.layer(instance.record.layers[-1])
     inside = ["nsenter", "--mount", "--target", Path("/run/libvirtd.pid").read_text(), "sh", "-c"]

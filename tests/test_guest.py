@@ -155,6 +155,21 @@ def test_exec_refuses_more_input_than_the_agent_takes(settings: Config, mode: Mo
     assert run_bytes(settings, "exec", "running", "--", "wc", "-c", stdin=b"x" * 1024 * 1024).stdout == b"1048576\n"
 
 
+def test_root_sits_at_the_console(settings: Config, mode: Mode, running: Instance) -> None:
+    deadline_s = time.monotonic() + 60
+    while "root@running" not in run(settings, "console", "running", stdin="\n").out and time.monotonic() < deadline_s:
+        time.sleep(0.2)  # the login comes after sshd
+    said = run(settings, "console", "running", stdin="echo $((6 * 7)) > /dev/shm/answer\n")
+    assert (said.status, "root@running" in said.out) == (0, True), said
+    assert run(settings, "exec", "running", "--", "cat", "/dev/shm/answer").out == "42\n"
+
+
+def test_the_log_tells_of_the_boot(settings: Config, mode: Mode, running: Instance) -> None:
+    lines = json.loads(run(settings, "logs", "running", "--json").out)["lines"]
+    assert any("running" in line for line in lines), lines[-20:]
+    assert len(run(settings, "logs", "running", "-n", "2").out.splitlines()) == 2
+
+
 def test_a_changed_host_key_is_a_hard_error(host: Host, settings: Config, running: Instance) -> None:
     """Somebody else's key at its address: nothing is sent, nothing is run."""
     from dataclasses import replace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,19 +82,23 @@ def _domains(host: Host) -> list[tuple[str, str, str]]:
 
 
 def _files(root: Path, alive: set[str]) -> list[tuple[str, int, int, str]]:
-    """Images are looked at by their facts: their content has a test of its own."""
+    """Images are looked at by their facts: their content has a test of its own. What is mounted there is not ours."""
     found = []
-    for path in sorted(root.rglob("*")):
-        if "tree" in path.relative_to(root).parts:
-            continue
+    for path in sorted(_walk(root, root.lstat().st_dev)):
         facts = path.lstat()
-        is_small = path.is_file() and facts.st_size < 4 * 1024**2
         if alive & set(path.parts):
             found.append((str(path.relative_to(root)), 0, 0, ""))
             continue
+        is_small = path.is_file() and facts.st_size < 4 * 1024**2
         content = files.hash_file(path) if is_small else str(facts.st_size if path.is_file() else "")
         found.append((str(path.relative_to(root)), facts.st_mode, facts.st_uid, content))
     return found
+
+
+def _walk(root: Path, device: int) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        yield from (Path(folder, name) for name in (*folders, *names))
+        folders[:] = [name for name in folders if name != "tree" and os.lstat(f"{folder}/{name}").st_dev == device]
 
 
 def _dns(network: str) -> list[str]:
