@@ -7,8 +7,9 @@ Pure path arithmetic. File names are UUIDs, digests or checked names, never what
       tags/NAME                                  one line: the identifier of the image
       layers/ID/                 0711            a VM's: disk.qcow2
       layers/ID/                 0700            a container's: upper/ work/ layer.json
-      instances/UUID/            0711            domain.xml identity/, a VM's: vmlinuz initrd seed.iso console.log nvram.fd
-                                                 a container's: root/ mounts/N below/N, all mount points
+      instances/UUID/            0711            a VM's: domain.xml identity/ vmlinuz initrd seed.iso console.log nvram.fd
+      instances/UUID/            0710            a container's (its own group): domain.xml identity/ and, all mount
+                                                 points, root/ mounts/N below/N
       renaming/UUID.xml          0711            a definition on its way to another name; empty but for moments
       building/OPERATION/        0700            private directories; published from here by rename
     RUN/                         0755

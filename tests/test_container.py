@@ -214,6 +214,26 @@ def test_its_setuid_programs_are_nobodys_on_the_host(host: Host, settings: Confi
 
 
 @container_only("directories shared with the host")
+def test_a_shared_directory_is_open_to_nobody_else(host: Host, boxed: Instance) -> None:
+    """The way through the instance's directory would lead around the closed parents of the shared one."""
+    libvirtd = Path("/run/libvirtd.pid").read_text()
+    for path in (host.store.container_mount(boxed.record.uuid, 0), host.store.container_root(boxed.record.uuid)):
+        words = [
+            "nsenter",
+            "--mount",
+            "--target",
+            libvirtd,
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ]
+        for user in (words, words[:4]):
+            done = subprocess.run([*user, "ls", str(path)], capture_output=True, text=True, timeout=30, check=False)
+            assert (done.returncode == 0) == (user == words[:4]), done
+
+
+@container_only("directories shared with the host")
 def test_what_its_root_writes_is_the_callers_outside(settings: Config, boxed: Instance) -> None:
     source = Path(boxed.record.spec.mounts[0].source)
     assert (
@@ -330,11 +350,12 @@ def test_exec_says_what_cannot_be_run(settings: Config, boxed: Instance) -> None
 @container_only("its processes are the host's")
 def test_a_reboot_inside_restarts_it_with_everything(host: Host, settings: Config, boxed: Instance) -> None:
     first = enter.find_init(controller_of(host, boxed.record))
+    assert sh(settings, "boxed", "echo kept > /data/kept") == ""
     run(settings, "exec", "boxed", "--", "reboot")
     wait_for(lambda: query.get(host, "boxed").state is State.RUNNING and not Path(f"/proc/{first}").exists())
     assert run(settings, "start", "boxed").status == 0
     assert enter.find_init(controller_of(host, boxed.record)) != first
-    assert sh(settings, "boxed", "cat /data/file").strip() == "hello"
+    assert sh(settings, "boxed", "cat /data/kept").strip() == "kept"
     assert "Cannot fork" in sh(settings, "boxed", "for n in $(seq 200); do sleep 2 & done; wait")
 
 
@@ -475,7 +496,7 @@ def test_a_privileged_one_is_seen_and_is_nobody_elses(host: Host, settings: Conf
         assert sh(settings, "trusted", "systemctl is-active ssh").strip() == "active"
         assert "not permitted" in sh(settings, "trusted", "mknod /tmp/disk b 254 0")
         record = query.get(host, "trusted").record
-        assert host.store.instance(record.uuid).stat().st_mode & 0o777 == 0o700
+        assert (host.store.instance(record.uuid).stat().st_mode & 0o777, record.first_id) == (0o710, 0)
     finally:
         lifecycle.delete(host, "trusted")
 

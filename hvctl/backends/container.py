@@ -92,10 +92,11 @@ class ContainerBackend(Backend):
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         store, call = host.store, host.shell.call
-        # The files of a privileged one are root's, setuid programs too: no other user may come to them.
-        call(files.make_directory, store.instance(record.uuid), 0o711 if record.first_id else 0o700)
-        call(files.make_directory, store.identity(record.uuid), 0o750)
-        call(files.set_owner, store.identity(record.uuid), 0, record.first_id or 0)
+        # The container's root comes here for its mounts; no other user does, to whom a shared directory or a setuid
+        # program would be open that its own path keeps closed.
+        for path, mode in ((store.instance(record.uuid), 0o710), (store.identity(record.uuid), 0o750)):
+            call(files.make_directory, path, mode)
+            call(files.set_owner, path, 0, record.first_id or 0)
         for name, content in credentials(record, secrets).items():
             self._write_identity(host, record, name, content)
 
