@@ -75,27 +75,26 @@ def run(
     ours, theirs = socket.socketpair()
     environment = dict(environment)
     searched = environment.get("PATH", "/usr/bin:/bin").split(":")
-    child = os.fork()
-    if child == 0:
+    with contextlib.closing(ours), _passing_on() as pass_to:
+        child = os.fork()
+        if child == 0:
+            try:
+                joined = _Joined(init, streams, tell, theirs.fileno() if with_terminal else -1)
+                joined.become(list(argv), environment, searched)
+            except (OSError, ValueError) as error:
+                os.write(tell, f"error {getattr(error, 'errno', 0) or 0} {error}".encode()[:1000])
+            finally:
+                os._exit(255)
+        os.close(tell)
+        theirs.close()
         try:
-            joined = _Joined(init, streams, tell, theirs.fileno() if with_terminal else -1)
-            joined.become(list(argv), environment, searched)
-        except (OSError, ValueError) as error:
-            os.write(tell, f"error {getattr(error, 'errno', 0) or 0} {error}".encode()[:1000])
-        finally:
-            os._exit(255)
-    os.close(tell)
-    theirs.close()
-    with contextlib.closing(ours):
-        try:
-            command = _read_told(told)
+            pass_to(_read_told(told))
         except OSError:
             os.waitpid(child, 0)
             raise
-        with _signals_to(command):
-            if with_terminal:
-                _carry(ours, streams)
-            _pid, status = _wait(child)
+        if with_terminal:
+            _carry(ours, streams)
+        _pid, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
 
@@ -122,6 +121,8 @@ class _Joined:
         self.channel = channel
         self.dropped = _dropped_capabilities(init)
         parent = os.getppid()
+        for number in _PASSED_ON:  # a terminal sends them to all of us, and one of us passes them on
+            signal.signal(number, signal.SIG_IGN)
         _check(_libc.prctl(_PR_SET_DUMPABLE, 0))
         handle = os.pidfd_open(init)
         _close_all_but({0, 1, 2, *streams, tell, channel, handle})
@@ -269,28 +270,34 @@ def _read_told(told: int) -> int:
 
 
 @contextlib.contextmanager
-def _signals_to(process: int) -> Iterator[None]:
-    """Pass the signals that we get on to the command; only the main thread gets any."""
+def _passing_on() -> Iterator[Callable[[int], None]]:
+    """Pass the signals that we get in the block on to the command, once the function it gives was told its process."""
+    received: list[int] = []
+    processes: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
+        received.append(number)
+        deliver()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    def deliver() -> None:
+        while received and processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(processes[0], received.pop(0))
+
+    def pass_to(process: int) -> None:
+        if process:  # 0: it never came to be
+            processes.append(process)
+            deliver()
+
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield lambda _process: None
         return
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
-        yield
+        yield pass_to
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _wait(child: int) -> tuple[int, int]:
-    while True:
-        with contextlib.suppress(InterruptedError):
-            return os.waitpid(child, 0)
 
 
 def _carry(channel: socket.socket, streams: tuple[int, ...]) -> None:
