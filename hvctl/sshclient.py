@@ -147,13 +147,14 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keys: Sequence[Pa
 def _private_keys(files: Sequence[Path]) -> Iterator[paramiko.PKey]:
     """Keys without a passphrase from files, then what the agent holds (one with a passphrase belongs there)."""
     import paramiko
-    from paramiko.pkey import UnknownKeyType
 
     for path in files:
-        try:
-            yield paramiko.PKey.from_path(path)
-        except (OSError, paramiko.SSHException, UnknownKeyType, ValueError):
-            continue
+        for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):  # `PKey.from_path` is younger than 2.12
+            try:
+                yield kind.from_private_key_file(str(path))
+                break
+            except (OSError, paramiko.SSHException, ValueError):
+                continue
     if os.environ.get("SSH_AUTH_SOCK"):
         with contextlib.suppress(paramiko.SSHException, OSError):
             yield from paramiko.Agent().get_keys()
