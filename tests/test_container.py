@@ -400,6 +400,17 @@ def rename_and_die(host: Host, name: str) -> None:
     change.rename(host, name, "late")
 
 
+@container_only("cloud-init gets a directory, not a disk")
+def test_user_data_reaches_cloud_init(host: Host, settings: Config, debian_image: str, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("#cloud-config\nruncmd: [[touch, /root/was-here]]\n")
+    words = ("--container", "--image", debian_image, "--memory", "256M", "--user-data", str(tmp_path / "data"))
+    assert run(settings, "create", "clouded", *words).status == 0
+    try:
+        assert "was-here" in sh(settings, "clouded", "cloud-init status --wait > /dev/null; ls /root")
+    finally:
+        lifecycle.delete(host, "clouded")
+
+
 @container_only("libvirt-LXC cannot rename")
 @pytest.mark.parametrize("converge", ["gc", "rename", "delete"])
 def test_killed_between_two_names_it_is_neither_lost_nor_usable(

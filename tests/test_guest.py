@@ -170,6 +170,18 @@ def test_the_log_tells_of_the_boot(settings: Config, mode: Mode, running: Instan
     assert len(run(settings, "logs", "running", "-n", "2").out.splitlines()) == 2
 
 
+def test_what_it_takes_of_the_host_is_measured(settings: Config, mode: Mode, running: Instance) -> None:
+    found = json.loads(run(settings, "usage", "running", "--json").out)[0]
+    assert (found["name"], found["mode"]) == ("running", mode)
+    assert 1 * MIB < found["memory_used_bytes"] < 4096 * MIB
+    before = found["disk_used_bytes"]
+    assert (
+        run(settings, "exec", "running", "--", "sh", "-c", "head -c 3000000 /dev/urandom > /root/more; sync").status
+        == 0
+    )
+    assert json.loads(run(settings, "usage", "running", "--json").out)[0]["disk_used_bytes"] > before + 2 * MIB
+
+
 def test_a_changed_host_key_is_a_hard_error(host: Host, settings: Config, running: Instance) -> None:
     """Somebody else's key at its address: nothing is sent, nothing is run."""
     from dataclasses import replace

@@ -9,7 +9,7 @@ from pathlib import Path
 from hvctl.doctor.finding import Outcome, check, failed, not_applicable, ok, warning
 from hvctl.errors import HostError, TimedOut
 from hvctl.host import Host
-from hvctl.hostside import files, machine
+from hvctl.hostside import daemons, files, machine
 from hvctl.model import Mode
 
 LIBVIRT = "libvirt"
@@ -37,6 +37,16 @@ def libvirt_for_containers(host: Host) -> Outcome:
     """The LXC driver answers."""
     program = host.shell.call(machine.find_program, PROGRAMS)
     return ok(f"{host.config.container_uri} answers, version {_find_running(host, Mode.CONTAINER, program)}")
+
+
+@check("lxcfs")
+def lxcfs(host: Host) -> Outcome:
+    """Containers are shown their own memory and CPUs; libvirt's own /proc/meminfo cannot seek before 11, `free` fails."""
+    if not host.shell.call(daemons.has_lxcfs):
+        return warning("`free` and `uptime` in containers tell of the host, or fail", fix="apt-get install lxcfs")
+    if not host.shell.call(daemons.find_running, "lxcfs"):
+        return ok("installed; it is started with the first container")
+    return ok("containers see their own memory, CPUs and uptime")
 
 
 @check("libvirt's socket")

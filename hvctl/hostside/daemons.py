@@ -83,7 +83,8 @@ def ensure_lxcfs() -> None:
     program = _find_lxcfs()
     if not program:
         raise OSError("lxcfs is not installed, and this container was made with it")
-    if has_systemd():
+    is_ours = not has_systemd()
+    if not is_ours:
         _run(["systemctl", "restart", "lxcfs.service"])
     else:
         # One that was killed leaves a mount that answers nothing; another would not mount over it.
@@ -96,7 +97,8 @@ def ensure_lxcfs() -> None:
         if time.monotonic() > deadline_s:
             raise OSError("lxcfs was started but does not serve")
         time.sleep(0.005)  # it goes into no background and tells nobody
-    _remember("lxcfs")
+    if is_ours:
+        _remember("lxcfs")
 
 
 def has_noticed(hook: Path) -> bool:

@@ -6,6 +6,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import shutil
 import socket
 import stat
@@ -155,9 +156,10 @@ def parse_cpuset(text: str) -> set[int]:
     """The numbers in a list of CPUs, `0-3,8` (cpuset(7), list format). Raises ValueError."""
     chosen: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isascii() and first.isdigit() and (last or first).isdigit()):
-            raise ValueError(f"not a number: {part!r}")
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII)
+        if match is None:
+            raise ValueError(f"not a number or range: {part!r}")
+        first, last = match.groups()
         numbers = range(int(first), int(last or first) + 1)
         if not numbers or numbers[-1] > 8191:
             raise ValueError(f"not a range: {part!r}")
