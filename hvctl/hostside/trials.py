@@ -6,38 +6,17 @@ namespace of its own, which ends with the thread: nothing can stay mounted, what
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import fcntl
 import os
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from hvctl.hostside import files
+from hvctl.hostside import files, mounts
 
-_CLONE_NEWNS = 0x00020000
-_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
-_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
-_SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442  # the same numbers on every architecture
-_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-_MOUNT_ATTR_IDMAP = 0x00100000
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _SHIFTED_UID = 100_000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _MountAttributes(ctypes.Structure):
-    """struct mount_attr of mount_setattr(2)."""
-
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
 
 
 def try_overlay(directory: Path) -> str:
@@ -49,8 +28,7 @@ def try_overlay(directory: Path) -> str:
             path.mkdir()
         for name in ("changed", "deleted"):
             (lower / name).write_text("lower")
-        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        _check(_libc.mount(b"overlay", os.fsencode(merged), b"overlay", 0, options.encode()), merged)
+        mounts.overlay([str(lower)], str(upper), str(work), str(merged))
         (merged / "changed").write_text("upper")
         (merged / "deleted").unlink()
         (merged / "old").mkdir()
@@ -67,16 +45,10 @@ def try_idmapped(directory: Path) -> str:
     def attempt() -> None:
         (directory / "owned").write_text("")
         owner = (directory / "owned").stat().st_uid
-        with _user_namespace(owner) as namespace:
-            tree = _libc.syscall(
-                _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(directory), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
-            )
-            _check(tree, directory)
+        shifted = (mounts.Extent(owner, _SHIFTED_UID, 1),)
+        with mounts.open_owners(shifted, shifted) as owners:
+            tree = mounts.clone(directory, owners=owners)
             try:
-                attributes = _MountAttributes(attr_set=_MOUNT_ATTR_IDMAP, userns_fd=namespace)
-                size = ctypes.sizeof(attributes)
-                done = _libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size)
-                _check(done, directory)
                 seen = os.stat("owned", dir_fd=tree).st_uid
             finally:
                 os.close(tree)
@@ -149,20 +121,14 @@ def _reason(attempt: Callable[[], None]) -> str:
     return ""
 
 
-def _check(result: int, path: Path) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fspath(path))
-
-
 def _in_own_mounts(work: Callable[[], None]) -> None:
     """Do the work in a thread with its own mount namespace; what it raises is raised here."""
     failures: list[OSError] = []
 
     def run() -> None:
         try:
-            _check(_libc.unshare(_CLONE_NEWNS), Path("/"))
-            _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), Path("/"))
+            mounts.check(mounts.libc.unshare(mounts.CLONE_NEWNS), "/")
+            mounts.check(mounts.libc.mount(None, b"/", None, mounts.MS_REC | mounts.MS_PRIVATE, None), "/")
             work()
         except OSError as error:
             failures.append(error)
@@ -172,24 +138,3 @@ def _in_own_mounts(work: Callable[[], None]) -> None:
     thread.join()
     if failures:
         raise failures[0]
-
-
-@contextlib.contextmanager
-def _user_namespace(owner: int) -> Iterator[int]:
-    """A descriptor of a user namespace in which this owner is shifted; a short-lived process carries it."""
-    # A thread cannot make one: unshare(2) refuses CLONE_NEWUSER in a process that has several.
-    words = ["unshare", "--user", "sh", "-c", "echo; exec cat"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdin and process.stdout
-        try:
-            if process.stdout.readline() != b"\n":
-                raise OSError(errno.EPERM, "no user namespace can be made")
-            for kind in ("uid_map", "gid_map"):
-                Path(f"/proc/{process.pid}/{kind}").write_text(f"{owner} {_SHIFTED_UID} 1\n")
-            descriptor = os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            process.kill()
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
