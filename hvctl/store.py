@@ -14,7 +14,7 @@ Pure path arithmetic. File names are UUIDs, digests or checked names, never what
       building/OPERATION/        0700            private directories; published from here by rename
     RUN/                         0755
       locks/                     2770  root:libvirt
-      accel.json, namespaces/
+      accel.json, last-address, namespaces/
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Store:
     def accelerator(self) -> Path:
         """The kept verdict on KVM."""
         return self.run / "accel.json"
+
+    @property
+    def last_address(self) -> Path:
+        """The address that was given last; the next instance gets one after it."""
+        return self.run / "last-address"
 
     def image(self, image_id: str) -> Path:
         return self.images / image_id

@@ -384,7 +384,8 @@ def test_a_libvirtd_killed_in_the_middle_of_a_create(
         create.create(host, create.Request(spec=spec, wait=Wait.RUNNING), kill)
     restart_libvirtd(host, signal.SIGTERM)
     visible = [instance.state for instance in host.instances() if instance.name == name]
-    assert visible == ([State.STOPPED] if step == "start" else [State.INCOMPLETE])
+    # Where systemd brings libvirtd back at once, hvctl has undone it all by itself.
+    assert visible in ([[State.STOPPED]] if step == "start" else [[State.INCOMPLETE], []])
     if step == "start":
         assert run(settings, "start", name, "--wait", "running").status == 0
     else:

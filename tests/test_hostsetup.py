@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -111,12 +112,18 @@ def test_data_survives_teardown(bare: Host) -> None:
 
 
 def test_an_address_whose_lease_runs_is_not_given_to_another(host: Host) -> None:
-    """Reservations are unique, the lowest free one first, and given back by MAC alone."""
+    """Reservations are unique, go round the range, and are given back by MAC alone."""
     connection, name = host.connection(Mode.VM), host.config.network
     first = networks.reserve(connection, name, name="one", mac="52:00:00:00:00:01")
     second = networks.reserve(connection, name, name="two", mac="52:00:00:00:00:02")
     assert networks.reserve(connection, name, name="one", mac="52:00:00:00:00:01") == first
     assert first != second
+    third = networks.reserve(connection, name, name="three", mac="52:00:00:00:00:03", after=second)
+    assert int(ipaddress.IPv4Address(third)) > int(ipaddress.IPv4Address(second))
+    networks.release(connection, name, mac="52:00:00:00:00:03")
+    last = second.rpartition(".")[0] + ".254"
+    assert networks.reserve(connection, name, name="three", mac="52:00:00:00:00:03", after=last) not in (first, second)
+    networks.release(connection, name, mac="52:00:00:00:00:03")
     networks.release(connection, name, mac="52:00:00:00:00:01")
     networks.release(connection, name, mac="52:00:00:00:00:01")
     assert [item.mac for item in networks.list_reservations(connection, name)].count("52:00:00:00:00:02") == 1

@@ -66,6 +66,6 @@ def _remove_empty(path: Path) -> None:
 
 
 def _remove_run(path: Path) -> None:
-    for child in (path / "locks", path / "accel.json"):
+    for child in (path / "locks", path / "accel.json", path / "last-address"):
         files.remove(child)
     _remove_empty(path)

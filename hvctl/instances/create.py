@@ -12,6 +12,7 @@ from hvctl.backends import Secrets, get_backend
 from hvctl.errors import AlreadyExists, InvalidSpec
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
+from hvctl.hostside import files
 from hvctl.instances import lifecycle, query
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import CREATE
@@ -169,5 +170,10 @@ def _reserve(host: Host, record: Record) -> str:
     """Its address, kept from now on; empty without a network."""
     if not record.network:
         return ""
+    call, last = host.shell.call, host.store.last_address
     with host.lock(f"network-{record.network}", timeout_s=30):
-        return networks.reserve(host.connection(record.mode), record.network, name=record.name, mac=record.mac)
+        after = host.read_text(last).strip() if call(files.exists, last) else ""
+        connection = host.connection(record.mode)
+        address = networks.reserve(connection, record.network, name=record.name, mac=record.mac, after=after)
+        call(files.write_file, last, f"{address}\n".encode(), 0o644)
+    return address

@@ -79,8 +79,12 @@ def list_reservations(connection: Connection, name: str) -> tuple[Reservation, .
     return _reservations(_definition(get(connection, name)))
 
 
-def reserve(connection: Connection, network: str, *, name: str, mac: str, address: str = "") -> str:
-    """Keep an address for this MAC, from this moment on: the one given, or the lowest free one.
+def reserve(connection: Connection, network: str, *, name: str, mac: str, address: str = "", after: str = "") -> str:
+    """Keep an address for this MAC, from this moment on: the one given, or the next free one `after` another.
+
+    Going round the range, an address comes back long after its last lease has ended. libvirt's list of leases alone
+    does not tell: each change of a reservation makes dnsmasq report every lease anew, one process each, and after a
+    hundred changes that list is a minute behind (libvirt 9.0, a slow machine).
 
     Idempotent for a MAC that has one already. Raises HostError when the range is used up. The caller holds the
     network's lock; libvirt itself refuses a MAC or address that is taken.
@@ -91,9 +95,8 @@ def reserve(connection: Connection, network: str, *, name: str, mac: str, addres
     for reservation in known:
         if reservation.mac == mac:
             return reservation.address
-    chosen = address or _lowest_free(
-        definition, network, {reservation.address for reservation in known} | _leased(handle)
-    )
+    taken = {reservation.address for reservation in known} | _leased(handle)
+    chosen = address or _next_free(definition, network, taken, after)
     _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, Reservation(mac=mac, name=name, address=chosen))
     return chosen
 
@@ -138,13 +141,16 @@ def _leased(network: libvirt.virNetwork) -> set[str]:
         return {lease["ipaddr"] for lease in network.DHCPLeases()} if network.isActive() else set()
 
 
-def _lowest_free(definition: ElementTree.Element, network: str, taken: set[str]) -> str:
+def _next_free(definition: ElementTree.Element, network: str, taken: set[str], after: str) -> str:
+    numbers: list[int] = []
     for range_ in definition.iterfind("./ip/dhcp/range"):
         first, last = (int(ipaddress.IPv4Address(range_.attrib[end])) for end in ("start", "end"))
-        for number in range(first, last + 1):
-            address = str(ipaddress.IPv4Address(number))
-            if address not in taken:
-                return address
+        numbers += range(first, last + 1)
+    start = int(ipaddress.IPv4Address(after)) if after else 0
+    for number in sorted(numbers, key=lambda number: (number <= start, number)):
+        address = str(ipaddress.IPv4Address(number))
+        if address not in taken:
+            return address
     raise HostError(f"the network {network!r} has no free address left", hint="delete instances, or see: hvctl gc")
 
 
