@@ -58,6 +58,12 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def look(host: Host) -> world.World:
+    """The world, without what the container that most tests share writes meanwhile."""
+    boxed = query.find(host, "boxed")
+    return world.look(host, alive=boxed.record if boxed else None)
+
+
 def controller_of(host: Host, record: Record) -> int:
     return domains.get_number(domains.get(host.connection(Mode.CONTAINER), record.uuid))
 
@@ -269,12 +275,12 @@ def test_what_its_root_writes_is_the_callers_outside(settings: Config, boxed: In
 def test_a_mistake_is_told_in_one_line(
     host: Host, settings: Config, tiny_image: str, words: tuple[str, ...], status: int, named: str
 ) -> None:
-    before = world.look(host)
+    before = look(host)
     done = run(settings, "create", "wrong", "--container", "--image", "tiny", "--no-start", *words)
     assert (done.status, done.out, len(done.err.splitlines())) == (status, "", 1), done
     assert named in done.err
     assert "; next: " in done.err
-    assert world.differences(before, world.look(host)) == []
+    assert world.differences(before, look(host)) == []
 
 
 @pytest.mark.only_mode(Mode.VM, "what only containers can is refused for a VM")
@@ -361,14 +367,14 @@ def test_a_reboot_inside_restarts_it_with_everything(host: Host, settings: Confi
 
 @container_only("its processes are the host's")
 def test_a_killed_controller_leaves_nothing_mounted(host: Host, settings: Config, debian_image: str) -> None:
-    before = world.look(host)
+    before = look(host)
     instance = make(host, "orphaned", debian_image)
     os.kill(controller_of(host, instance.record), signal.SIGKILL)
     wait_for(lambda: query.get(host, "orphaned").state is not State.RUNNING)
-    wait_for(lambda: world.look(host).mounts == before.mounts)
+    wait_for(lambda: look(host).mounts == before.mounts)
     assert run(settings, "start", "orphaned").status == 0
     lifecycle.delete(host, "orphaned")
-    assert world.differences(before, world.look(host)) == []
+    assert world.differences(before, look(host)) == []
 
 
 @container_only("its disk is the host's")
@@ -417,7 +423,7 @@ def test_killed_between_two_names_it_is_neither_lost_nor_usable(
     host: Host, settings: Config, tiny_image: str, converge: str
 ) -> None:
     """In the moment in which libvirt has it under neither name."""
-    before = world.look(host)
+    before = look(host)
     record = create.create(host, create.Request(spec=tiny.make_spec("early", Mode.CONTAINER), start=False)).record
     victims.die_in(settings, rename_and_die, "early")
     assert domains.find(host.connection(Mode.CONTAINER), "early") is None
@@ -434,20 +440,20 @@ def test_killed_between_two_names_it_is_neither_lost_nor_usable(
         assert query.get(host, "late").record.uuid == record.uuid
         assert gc.collect(host) == ()
     lifecycle.delete(host, "late")
-    assert world.differences(before, world.look(host)) == []
+    assert world.differences(before, look(host)) == []
 
 
 @container_only("a hook mounts its root")
 def test_a_root_that_cannot_be_mounted_is_told_and_nothing_is_left(host: Host, debian_image: str) -> None:
     spec = Spec(name="rootless", mode=Mode.CONTAINER, image=debian_image, memory_bytes=128 * MIB)
     record = create.create(host, create.Request(spec=spec, start=False)).record
-    before = world.look(host)
+    before = look(host)
     upper = host.store.layer(record.layers[-1]) / "upper"
     upper.rename(upper.with_name("away"))
     with pytest.raises(HostError, match=r"rootless.*No such file"):
         lifecycle.start(host, "rootless")
     upper.with_name("away").rename(upper)
-    now = world.look(host)
+    now = look(host)
     assert (now.mounts, now.groups, now.notes, now.filters) == (
         before.mounts,
         before.groups,
@@ -478,7 +484,7 @@ def test_a_half_made_one_cannot_be_started_by_virsh(host: Host, settings: Config
 def test_a_hundred_ranges_do_not_overlap(host: Host, tiny_image: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    before = world.look(host)
+    before = look(host)
     names = [f"many-{number}" for number in range(100)]
 
     def make_one(name: str) -> Record:
@@ -491,7 +497,7 @@ def test_a_hundred_ranges_do_not_overlap(host: Host, tiny_image: str) -> None:
         assert firsts[0] >= 0x70000000
         assert len({record.mac for record in records} | {record.address for record in records}) == 200
         list(pool.map(lambda name: lifecycle.delete(host, name), names))
-    assert world.differences(before, world.look(host)) == []
+    assert world.differences(before, look(host)) == []
 
 
 @container_only("privileged mode")

@@ -45,7 +45,7 @@ def look(host: Host, *, alive: Record | None = None) -> World:
     """The world as it is now. Of an instance that is `alive` and writes meanwhile, only the names of its files count."""
     store = host.store
     return World(
-        domains=frozenset(_domains(host)),
+        domains=frozenset(_domains(host, alive)),
         files=frozenset(_files(store.root, {str(alive.uuid), *alive.layers} if alive else set())),
         reservations=frozenset(
             (item.mac, item.name, item.address)
@@ -72,12 +72,13 @@ def differences(before: World, after: World) -> list[str]:
     return lines
 
 
-def _domains(host: Host) -> list[tuple[str, str, str]]:
+def _domains(host: Host, alive: Record | None) -> list[tuple[str, str, str]]:
     found = []
     for mode in Mode:
         connection = host.connection(mode)
         for domain in connection.handle.listAllDomains():
-            found.append((connection.uri, domain.name(), domain.XMLDesc(2)))
+            is_alive = alive is not None and domain.UUIDString() == str(alive.uuid)
+            found.append((connection.uri, domain.name(), "" if is_alive else domain.XMLDesc(2)))
     return found
 
 

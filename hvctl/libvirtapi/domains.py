@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -41,6 +42,7 @@ _CAUSES = {
 }
 
 
+_PRESS_AGAIN_S = 4
 # As libvirt writes `<uid start='0' target='100000' count='65536'/>` of <idmap>.
 _ID_RANGE = re.compile(r"<[ug]id start='\d+' target='(\d+)' count='(\d+)'")
 
@@ -289,10 +291,18 @@ def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: f
 
 
 def _wait_for_event(stopped: threading.Event, domain: libvirt.virDomain, timeout_s: float) -> None:
-    """Wait in slices: each asks libvirt too, so that a lost connection is an error and not a silence."""
+    """Wait in slices: each asks libvirt too, so that a lost connection is an error and not a silence.
+
+    A guest that is still booting does not hear its power button: it is pressed again every few seconds.
+    """
     deadline_s = time.monotonic() + timeout_s
+    pressed_s = time.monotonic()
     while not stopped.wait(min(1.0, max(0.0, deadline_s - time.monotonic()))):
         if not domain.isActive():
             return
         if time.monotonic() >= deadline_s:
             raise TimedOut(f"{domain.name()!r} did not shut down within {timeout_s:g} s and is still running")
+        if time.monotonic() - pressed_s >= _PRESS_AGAIN_S:
+            pressed_s = time.monotonic()
+            with contextlib.suppress(libvirt.libvirtError):  # it went off this very moment, or will tell the next call
+                domain.shutdown()
