@@ -393,7 +393,6 @@ def test_a_full_disk_is_told_inside_and_the_container_goes_on(host: Host, settin
         assert sh(settings, "crammed", "systemctl is-active ssh").strip() == "active"
         subprocess.run([*inside, f"mount -o remount,size=200m {layer}"], check=True, timeout=60)
         assert sh(settings, "crammed", "head -c 40000000 /dev/zero > /root/big && echo ok") == "ok\n"
-        assert run(settings, "stop", "crammed").status == 0
     finally:
         lifecycle.stop(host, "crammed", force=True)
         subprocess.run([*inside, f"umount {layer}"], check=True, timeout=60)

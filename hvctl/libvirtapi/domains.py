@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _CAUSES = {
 
 
 _PRESS_AGAIN_S = 4
+_POWER_OFF = signal.SIGRTMIN + 4  # systemd(1): starts poweroff.target, whatever became of initctl's socket
 # As libvirt writes `<uid start='0' target='100000' count='65536'/>` of <idmap>.
 _ID_RANGE = re.compile(r"<[ug]id start='\d+' target='(\d+)' count='(\d+)'")
 
@@ -304,5 +306,7 @@ def _wait_for_event(stopped: threading.Event, domain: libvirt.virDomain, timeout
             raise TimedOut(f"{domain.name()!r} did not shut down within {timeout_s:g} s and is still running")
         if time.monotonic() - pressed_s >= _PRESS_AGAIN_S:
             pressed_s = time.monotonic()
-            with contextlib.suppress(libvirt.libvirtError):  # it went off this very moment, or will tell the next call
-                domain.shutdown()
+            # It may go off this very moment, and only a container's first process can be sent a signal.
+            for press in (lambda: domain.sendProcessSignal(1, _POWER_OFF, 0), domain.shutdown):
+                with contextlib.suppress(libvirt.libvirtError):
+                    press()
