@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from tests import tiny
 
 LENDER = "HVCTL_TEST_IMAGE_STORE"
 ONE_MODE = pytest.StashKey[list[tuple[str, str, str]]]()
+
+
+# A shell's background job ignores SIGINT, and so would everything that it starts: tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -235,6 +235,17 @@ def test_pause_and_resume(host: Host, settings: Config, running: Instance) -> No
     assert run(settings, "ssh", "running", "--", "true").status == 0
 
 
+def test_one_that_nobody_reaches_is_asked_what_it_has(settings: Config, mode: Mode, running: Instance) -> None:
+    try:
+        assert run(settings, "exec", "running", "--", "ip", "link", "set", "eth0", "down").status == 0
+        told = run(settings, "start", "running", "--timeout", "1")
+        assert told.status == 10
+        assert f"inside it has no address; {running.record.address} was given to it" in told.err
+    finally:
+        run(settings, "exec", "running", "--", "ip", "link", "set", "eth0", "up")
+    assert run(settings, "start", "running").status == 0
+
+
 def test_set_says_what_is_live_and_what_waits(host: Host, settings: Config, mode: Mode, running: Instance) -> None:
     done = json.loads(run(settings, "set", "running", "--cpus", "1", "--memory", "384M", "--autostart", "--json").out)
     assert {item["field"]: item["live"] for item in done} == {

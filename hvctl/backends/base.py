@@ -225,6 +225,10 @@ class Backend(ABC):
         domains.kill(domains.get(host.connection(self.mode), record.uuid))
 
     @abstractmethod
+    def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
+        """Whether its system has begun; `log_start`: bytes that its boot log held before this start."""
+
+    @abstractmethod
     def answers(self, host: Host, record: Record) -> bool:
         """Whether a command could be run inside now."""
 

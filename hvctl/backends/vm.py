@@ -207,6 +207,9 @@ class VmBackend(Backend):
             return False
         return True
 
+    def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return host.shell.call(files.size, host.store.console_log(record.uuid)) > log_start
+
     def measure_memory(self, host: Host, record: Record) -> int:
         return domains.get_resident_bytes(self._domain(host, record))
 

@@ -13,7 +13,7 @@ from hvctl.errors import AlreadyExists, InvalidSpec
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import lifecycle, query
+from hvctl.instances import lifecycle, query, wait
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import CREATE
 from hvctl.libvirtapi import domains, networks
@@ -63,11 +63,11 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
             events(Note(name, plan.note))
         if not _adopt(host, plan):
             _build(host, plan, events)
-        if request.start:
-            lifecycle.start_locked(host, query.get_complete(host, name), events)
+        log_start = lifecycle.start_locked(host, query.get_complete(host, name), events) if request.start else 0
     instance = query.get(host, name)
     if request.start:
-        lifecycle.wait_after_start(host, instance, request.wait, request.timeout_s, events)
+        goal, timeout_s = request.wait, request.timeout_s
+        wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
     return instance
 
 

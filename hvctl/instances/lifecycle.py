@@ -29,26 +29,25 @@ def start(
         is_new = instance.state is not State.RUNNING
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused", hint=f"hvctl resume {name}")
-        if is_new:
-            start_locked(host, instance, events)
-    wait_after_start(host, instance, goal, timeout_s, events)
+        log_start = start_locked(host, instance, events) if is_new else 0
+    wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
     return is_new
 
 
-def start_locked(host: Host, instance: Instance, events: Sink) -> None:
-    """Start while the caller holds the lock; does not wait. One call of libvirt's: nothing is to be undone or finished."""
+def start_locked(host: Host, instance: Instance, events: Sink) -> int:
+    """Start while the caller holds the lock; does not wait. One call of libvirt's: nothing is to be undone or finished.
+
+    Returns where this boot begins in the boot log, for `wait_until`.
+    """
     connection = host.connection(instance.record.mode)
     events(StepStarted(instance.name, "start", "network"))
     if instance.record.network:
         networks.ensure_active(connection, instance.record.network)
     events(StepStarted(instance.name, "start", "start"))
+    log_start = query.console_size(host, instance)
     domains.start(domains.get(connection, instance.record.uuid))
     events(StepStarted(instance.name, "start", "wait"))
-
-
-def wait_after_start(host: Host, instance: Instance, goal: Wait, timeout_s: float, events: Sink) -> None:
-    """Wait for a guest that was just started."""
-    wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events)
+    return log_start
 
 
 def stop(

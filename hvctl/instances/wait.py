@@ -7,30 +7,32 @@ from collections.abc import Iterator
 
 from hvctl.access.banner import Reach, probe
 from hvctl.backends import get_backend
-from hvctl.errors import GuestFailed, TimedOut
+from hvctl.errors import GuestFailed, HvctlError, TimedOut
 from hvctl.events import Sink, Stage
 from hvctl.host import Host
-from hvctl.hostside import files
 from hvctl.instances import query
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, Wait
+from hvctl.model import Instance, State, Wait
 
 DEFAULT_TIMEOUT_S = 180.0
 _POLL_S = 0.02
 _CONSOLE_LINES = 20
 
 _WHY = {
-    "boot": "it wrote nothing to its serial console, and its address does not answer",
+    "boot": "it wrote nothing to its console, and its address does not answer",
     "network": "its address does not answer",
     "ssh": "the network answers, but sshd does not",
     "agent": "no command can be run inside yet",
 }
 
 
-def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, events: Sink) -> None:
+def wait_until(
+    host: Host, instance: Instance, goal: Wait, *, timeout_s: float, events: Sink, log_start: int = 0
+) -> None:
     """Return when the guest has come as far as `goal`.
 
-    Raises TimedOut, or GuestFailed when it powers off meanwhile; the message names the stage and shows the console.
+    `log_start`: bytes that its boot log held before this start. Raises TimedOut, or GuestFailed when it powers off or
+    pauses meanwhile; the message names the stage and shows the console.
     """
     if goal in (Wait.NONE, Wait.RUNNING):
         return
@@ -38,7 +40,7 @@ def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, 
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
     if goal is Wait.SSH and not instance.record.address:
         goal = Wait.AGENT  # on no network of ours: nobody can knock, but a command can be run
-    stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance)
+    stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
     current, checked_s = "", time.monotonic()
     for stage in stages:
         if stage != current:
@@ -46,23 +48,22 @@ def wait_until(host: Host, instance: Instance, goal: Wait, *, timeout_s: float, 
             events(Stage(instance.name, stage))
         now_s = time.monotonic()
         if now_s >= deadline_s:
-            raise _timed_out(host, instance, stage, timeout_s)
+            raise _timed_out(host, instance, stage, timeout_s, log_start)
         if now_s - checked_s > 1:
             checked_s = now_s
-            if not domains.is_active(domain):
-                raise _went_off(host, instance, stage)
+            if not domains.is_running(domain):
+                raise _went_off(host, instance, stage, log_start)
         host.pause(_POLL_S)
 
 
-def _ssh_stages(host: Host, instance: Instance) -> Iterator[str]:
+def _ssh_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]:
     """The stage it is in, again and again, until sshd has sent its banner."""
-    log = host.store.console_log(instance.record.uuid)
-    has_booted = False
+    backend, has_booted = get_backend(instance.record.mode), False
     while True:
         reach = probe(query.endpoint_of(instance))
         if reach is Reach.BANNER:
             return
-        has_booted = has_booted or reach is not Reach.NOTHING or host.shell.call(files.size, log) > 0
+        has_booted = has_booted or backend.has_booted(host, instance.record, log_start=log_start)
         if reach is Reach.NOTHING:
             yield "network" if has_booted else "boot"
         else:
@@ -74,24 +75,40 @@ def _agent_stages(host: Host, instance: Instance) -> Iterator[str]:
         yield "agent"
 
 
-def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float) -> TimedOut:
+def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float, log_start: int) -> TimedOut:
+    message = f"{instance.name!r} did not come up within {timeout_s:g} s: stuck at {stage!r}, {_WHY[stage]}"
+    if stage == "network":
+        message += f" ({_describe_addresses(host, instance)})"
     return TimedOut(
-        _with_console(
-            host,
-            instance,
-            f"{instance.name!r} did not come up within {timeout_s:g} s: stuck at {stage!r}, {_WHY[stage]}",
-        ),
+        _with_console(host, instance, message, log_start),
         hint=f"it is still running; look at it: hvctl console {instance.name}",
     )
 
 
-def _went_off(host: Host, instance: Instance, stage: str) -> GuestFailed:
-    return GuestFailed(
-        _with_console(host, instance, f"{instance.name!r} powered off while waiting for {stage!r}"),
-        hint=f"hvctl logs {instance.name}",
-    )
+def _describe_addresses(host: Host, instance: Instance) -> str:
+    """What a guest that nobody reaches knows of its own addresses."""
+    try:
+        result = get_backend(instance.record.mode).run_inside(host, instance.record, ("hostname", "-I"), b"")
+    except HvctlError as error:
+        return f"nor can it be asked: {error}"
+    found = result.stdout.decode(errors="replace").split()
+    return f"inside it has {', '.join(found) or 'no address'}; {instance.record.address} was given to it"
 
 
-def _with_console(host: Host, instance: Instance, message: str) -> str:
-    lines = query.read_console(host, instance, lines=_CONSOLE_LINES)
+def _went_off(host: Host, instance: Instance, stage: str, log_start: int) -> GuestFailed:
+    now = query.get(host, instance.name)
+    if now.state is State.PAUSED:
+        because = f" ({now.live.cause})" if now.live.cause else ""
+        message, hint = (
+            f"{instance.name!r} paused{because} while waiting for {stage!r}",
+            f"hvctl resume {instance.name}",
+        )
+    else:
+        message, hint = f"{instance.name!r} powered off while waiting for {stage!r}", f"hvctl logs {instance.name}"
+    return GuestFailed(_with_console(host, instance, message, log_start), hint=hint)
+
+
+def _with_console(host: Host, instance: Instance, message: str, log_start: int) -> str:
+    """The message and the last lines of this boot's log."""
+    lines = query.read_console(host, instance, lines=_CONSOLE_LINES, start=log_start)
     return "\n".join([message, *lines]) if lines else f"{message} (no console output)"

@@ -263,6 +263,12 @@ def is_active(domain: libvirt.virDomain) -> bool:
         return bool(domain.isActive())
 
 
+def is_running(domain: libvirt.virDomain) -> bool:
+    """Whether it is active and not paused."""
+    with in_words(f"cannot read the state of {domain.name()!r}"):
+        return bool(domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING)
+
+
 def console_log_path(xml: str) -> str:
     """The file that libvirt copies the serial console to, or empty."""
     node = ElementTree.fromstring(xml).find("./devices/serial/log")
