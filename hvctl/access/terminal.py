@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Callable, Iterator
 
@@ -25,16 +26,29 @@ def raw_mode() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_resize(tell: Callable[[int, int], None]) -> Iterator[None]:
-    """Call `tell(columns, lines)` whenever the terminal's size changes (SIGWINCH)."""
+    """Call `tell(columns, lines)`, in a thread, when the terminal's size has changed (SIGWINCH); once for a burst.
+
+    The signal's handler itself runs in the middle of anything, also of what holds a lock that `tell` wants.
+    """
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
 
     def handle(_signal: int, _frame: object) -> None:
-        tell(*size())
+        with contextlib.suppress(BlockingIOError):
+            os.write(wake_write, b".")
 
+    def follow() -> None:
+        with open(wake_read, "rb", buffering=0) as wakes, contextlib.suppress(OSError):  # the terminal may go away
+            while wakes.read(4096):
+                tell(*size())
+
+    threading.Thread(target=follow, daemon=True).start()
     before = signal.signal(signal.SIGWINCH, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
+        os.close(wake_write)
 
 
 def size() -> tuple[int, int]:
