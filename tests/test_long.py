@@ -1,4 +1,4 @@
-"""What takes longer than scripts/test may: Debian 13, UEFI, cloud-init."""
+"""What takes longer than scripts/test may: Debian 13, UEFI, cloud-init, many at once."""
 
 from __future__ import annotations
 
@@ -65,3 +65,17 @@ def test_user_data_reaches_cloud_init(host: Host, settings: Config, debian_image
     assert "by cloud-init" in done.out
     seed = host.store.seed(query.get(host, "cloudy").record.uuid)
     assert seed.stat().st_mode & 0o077 == 0
+
+
+def test_fifty_containers_by_one_command(host: Host, settings: Config, debian_image: str, leaves_nothing: None) -> None:
+    names = [f"many-{number}" for number in range(50)]
+    made = run(settings, "create", *names, "--container", "--image", debian_image, "--memory", "128M")
+    assert made.status == 0, made.err
+    for name in names:
+        assert run(settings, "ssh", name, "--", "hostname").out == f"{name}\n"
+    records = [instance.record for instance in host.instances()]
+    assert len(records) == 50
+    for part in ("address", "mac", "uuid", "first_id"):
+        assert len({getattr(record, part) for record in records}) == 50, part
+    assert run(settings, "delete", "--yes", *names).status == 0
+    assert host.instances() == []

@@ -1,4 +1,5 @@
-"""Where systemd is the init: the daemons' units, and one that restores at boot what hvctl keeps outside libvirt."""
+"""Where systemd is the init: the daemons' units, one that restores at boot what hvctl keeps outside libvirt, and what
+udev must leave alone."""
 
 from __future__ import annotations
 
@@ -27,6 +28,19 @@ ExecStart=/usr/bin/python3 -ISc 'import sys; sys.path.insert(0, "{code}"); from 
 
 [Install]
 WantedBy=multi-user.target
+"""
+
+_LINK = Path("/etc/systemd/network/70-hvctl.link")
+_LINK_TEXT = """# Made by `hvctl host setup`, removed by `hvctl host teardown`.
+# systemd's default gives every new veth a MAC of its own (MACAddressPolicy=persistent), sometimes after libvirt has set
+# the container's: it would never get its address then.
+[Match]
+Driver=veth
+OriginalName=vnet* hv*
+
+[Link]
+NamePolicy=keep
+MACAddressPolicy=none
 """
 
 
@@ -64,6 +78,7 @@ def _files(host: Host) -> tuple[tuple[Path, str], ...]:
     return (
         (Path(f"/etc/tmpfiles.d/hvctl-{host.config.network}.conf"), own),
         (_UNIT, _UNIT_TEXT.replace("{code}", str(hooks.code_folder()))),
+        (_LINK, _LINK_TEXT),
     )
 
 
