@@ -10,7 +10,8 @@ for image in "$tree"/boot/vmlinuz-*; do release=${image##*/vmlinuz-}; done
 inside /usr/lib/hvctl/kernel pin "$release"
 
 systemctl --root="$tree" --quiet enable \
-    systemd-networkd.service ssh.service hvctl-identity.service hvctl-resolv.path hvctl-grow.service
+    systemd-networkd.service ssh.service hvctl-identity.service hvctl-resolv.path \
+    hvctl-resolv.service hvctl-grow.service
 # Nothing that wakes up by itself in the first minutes of a guest's life, and no screen to log in at.
 systemctl --root="$tree" --quiet disable getty@tty1.service 2> /dev/null || :
 for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
