@@ -226,7 +226,11 @@ class Backend(ABC):
 
     @abstractmethod
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
-        """Whether its system has begun; `log_start`: bytes that its boot log held before this start."""
+        """Whether its system has begun; `log_start`: what `measure_log` gave before this start."""
+
+    def measure_log(self, host: Host, record: Record) -> int:
+        """Bytes that the boot log holds; 0 where it begins anew at each boot."""
+        return 0
 
     @abstractmethod
     def answers(self, host: Host, record: Record) -> bool:

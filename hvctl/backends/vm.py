@@ -208,7 +208,10 @@ class VmBackend(Backend):
         return True
 
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
-        return host.shell.call(files.size, host.store.console_log(record.uuid)) > log_start
+        return self.measure_log(host, record) > log_start
+
+    def measure_log(self, host: Host, record: Record) -> int:
+        return host.shell.call(files.size, host.store.console_log(record.uuid))
 
     def measure_memory(self, host: Host, record: Record) -> int:
         return domains.get_resident_bytes(self._domain(host, record))

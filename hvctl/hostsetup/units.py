@@ -1,5 +1,4 @@
-"""Where systemd is the init: the daemons' units, one that restores at boot what hvctl keeps outside libvirt, and what
-udev must leave alone."""
+"""Where systemd is the init: the daemons' units, the filter's at boot, and what udev must leave alone."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hvctl import operation
+from hvctl.backends import get_backend
 from hvctl.errors import NotFound, TimedOut, WrongState
 from hvctl.events import Sink, Stage, StepStarted, ignore
 from hvctl.host import Host
@@ -44,7 +45,7 @@ def start_locked(host: Host, instance: Instance, events: Sink) -> int:
     if instance.record.network:
         networks.ensure_active(connection, instance.record.network)
     events(StepStarted(instance.name, "start", "start"))
-    log_start = query.console_size(host, instance)
+    log_start = get_backend(instance.record.mode).measure_log(host, instance.record)
     domains.start(domains.get(connection, instance.record.uuid))
     events(StepStarted(instance.name, "start", "wait"))
     return log_start

@@ -5,7 +5,6 @@ from __future__ import annotations
 from hvctl import metadata, operation
 from hvctl.errors import HvctlError, NotFound, NotManaged, Unsupported, WrongState
 from hvctl.host import Host
-from hvctl.hostside import files
 from hvctl.libvirtapi import domains
 from hvctl.model import Endpoint, Instance, Mode, State
 
@@ -100,23 +99,19 @@ def get_xml(host: Host, instance: Instance) -> str:
     return domains.get_xml(domains.get(host.connection(instance.record.mode), instance.record.uuid))
 
 
-def console_size(host: Host, instance: Instance) -> int:
-    """Bytes in a VM's boot log now; 0 for a container, whose journal begins at each boot."""
-    return host.shell.call(files.size, host.store.console_log(instance.record.uuid))
-
-
 def read_console(host: Host, instance: Instance, *, lines: int = 0, start: int = 0) -> tuple[str, ...]:
     """The last lines of the boot log (0: all); empty where there is none or this user may not read it.
 
-    `start` leaves out that many bytes of a VM's log, which goes on from boot to boot.
+    `start`: bytes to leave out, of a log that goes on from boot to boot.
     """
     from hvctl.backends import get_backend
 
     try:
+        backend = get_backend(instance.record.mode)
         limit_bytes = 1024**2 if lines == 0 else 64 * 1024
-        if start and (new_bytes := console_size(host, instance) - start) >= 0:  # else virtlogd has begun a new file
-            limit_bytes = min(limit_bytes, new_bytes)
-        content = get_backend(instance.record.mode).read_log(host, instance.record, limit_bytes=limit_bytes)
+        if start and (new_bytes := backend.measure_log(host, instance.record) - start) >= 0:
+            limit_bytes = min(limit_bytes, new_bytes)  # else virtlogd has begun a new file
+        content = backend.read_log(host, instance.record, limit_bytes=limit_bytes)
     except HvctlError:
         return ()
     shown = tuple(line.rstrip("\r") for line in content.decode(errors="replace").splitlines() if line.strip())

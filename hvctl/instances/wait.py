@@ -19,7 +19,7 @@ _POLL_S = 0.02
 _CONSOLE_LINES = 20
 
 _WHY = {
-    "boot": "it wrote nothing to its console, and its address does not answer",
+    "boot": "it wrote nothing to its serial console, and its address does not answer",
     "network": "its address does not answer",
     "ssh": "the network answers, but sshd does not",
     "agent": "no command can be run inside yet",
@@ -31,7 +31,7 @@ def wait_until(
 ) -> None:
     """Return when the guest has come as far as `goal`.
 
-    `log_start`: bytes that its boot log held before this start. Raises TimedOut, or GuestFailed when it powers off or
+    `log_start`: what the backend's `measure_log` gave before this start. Raises TimedOut, or GuestFailed when it powers off or
     pauses meanwhile; the message names the stage and shows the console.
     """
     if goal in (Wait.NONE, Wait.RUNNING):
@@ -63,7 +63,9 @@ def _ssh_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]
         reach = probe(query.endpoint_of(instance))
         if reach is Reach.BANNER:
             return
-        has_booted = has_booted or backend.has_booted(host, instance.record, log_start=log_start)
+        has_booted = (
+            has_booted or reach is not Reach.NOTHING or backend.has_booted(host, instance.record, log_start=log_start)
+        )
         if reach is Reach.NOTHING:
             yield "network" if has_booted else "boot"
         else:
