@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
 from hvctl.errors import HostError, InvalidSpec, Unsupported
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
@@ -95,6 +96,10 @@ class Backend(ABC):
             self.check_processes()
         if spec.mounts:
             self.check_mounts(host, spec)
+
+    def complete_image(self, host: Host, image: Image, events: Sink) -> Image:
+        """The image with the half that this mode starts from, made now where the image did not come with it."""
+        return image
 
     @abstractmethod
     def check_image(self, image: Image) -> None:
