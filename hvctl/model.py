@@ -300,3 +300,5 @@ class Image:
     """Of an application image; None: a whole system with an init of its own."""
     source: str = ""
     """Where it came from, for people: `docker://debian:12`, an address, a file; empty: built here."""
+    origin: str = ""
+    """The digest of what was brought here for it, `sha256:...`; the same again need not be brought."""

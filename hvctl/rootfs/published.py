@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hvctl.errors import HostError, InvalidSpec, NotFound
+from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
@@ -89,6 +89,36 @@ def publish(host: Host, aside: Path, image: Image) -> None:
         if not call(files.exists, final):
             call(files.publish, aside, final)
         call(files.write_file, host.store.tags / check_tag(image.name), f"{image.id}\n".encode(), 0o644)
+
+
+def give_name(host: Host, image: Image) -> None:
+    """Give one more name to an image that is in the store. Raises NotFound when it has gone meanwhile."""
+    with changing(host):
+        if not host.shell.call(files.exists, host.store.image(image.id)):
+            raise NotFound(f"image {image.id[:12]} was removed meanwhile", hint="try again")
+        tag = host.store.tags / check_tag(image.name)
+        host.shell.call(files.write_file, tag, f"{image.id}\n".encode(), 0o644)
+
+
+def list_names(host: Host, image_id: str) -> tuple[str, ...]:
+    """The names of one image, sorted."""
+    return tuple(name for name in list_tags(host) if host.read_text(host.store.tags / name).strip() == image_id)
+
+
+def find_by_origin(host: Host, like: Image) -> Image | None:
+    """The image in the store that was made of the same content in the same way, or None; damaged ones are passed over."""
+    for image_id in list_ids(host):
+        try:
+            image = read(host, image_id, like.name)
+        except HvctlError:
+            continue
+        if like.origin and image.origin == like.origin and _way(image) == _way(like):
+            return image
+    return None
+
+
+def _way(image: Image) -> tuple[object, ...]:
+    return (image.login_user, image.firmware)
 
 
 def read(host: Host, image_id: str, name: str) -> Image:
