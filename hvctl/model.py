@@ -118,7 +118,8 @@ class Spec:
     memory_bytes: int = 1024**3
     disk_bytes: int = 0
     """Virtual size of the root disk; 0 takes the image's."""
-    template: str = "default"
+    template: str = ""
+    """Empty: the one that its image needs."""
     variables: tuple[tuple[str, str], ...] = ()
     accel: AccelChoice = AccelChoice.AUTO
     autostart: bool = False

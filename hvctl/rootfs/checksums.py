@@ -1,8 +1,8 @@
 """Files of checksums, as distributions publish them: which digest a file must have.
 
-    HEX  NAME    HEX *NAME        coreutils: Debian, Ubuntu, Arch, openSUSE, CentOS
-    SHA256 (NAME) = HEX           BSD: Fedora, Rocky, AlmaLinux; in an OpenPGP clear-signed message or not
-    HEX                           nothing else in the file: Alpine
+HEX  NAME    HEX *NAME        coreutils: Debian, Ubuntu, Arch, openSUSE, CentOS
+SHA256 (NAME) = HEX           BSD: Fedora, Rocky, AlmaLinux; in an OpenPGP clear-signed message or not
+HEX                           nothing else in the file: Alpine
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 
 from hvctl.errors import InvalidSpec
+from hvctl.rootfs import fetch
+from hvctl.rootfs.building import Building
 from hvctl.rootfs.fetch import Fetched
 
 _LENGTHS = {64: "sha256", 128: "sha512"}
@@ -58,10 +60,15 @@ def find_digest(text: str, name: str, *, is_for_one: bool) -> Digest:
     return max(found, key=lambda digest: len(digest.hex))
 
 
-def matches(fetched: Fetched, digest: Digest) -> bool:
-    """Whether a file is the one that the digest is of."""
+def check(work: Building, fetched: Fetched, digest: Digest, source: str) -> None:
+    """Raise InvalidSpec unless the file is the one that the digest is of; a download is forgotten then."""
     found = {"sha256": fetched.sha256, "sha512": fetched.sha512}[digest.algorithm]
-    return hmac.compare_digest(found, digest.hex)
+    if not hmac.compare_digest(found, digest.hex):
+        fetch.forget(work, fetched)
+        raise InvalidSpec(
+            f"{source[:200]!r} is not what it should be: its {digest.algorithm} is {found[:16]}..., not {digest.hex[:16]}...",
+            hint="try again: it may just have been replaced by a newer one; if it stays so, do not use it",
+        )
 
 
 def _parse_line(line: str) -> tuple[Digest, str] | None:

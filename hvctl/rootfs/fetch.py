@@ -149,7 +149,7 @@ def _teller(work: Building, task: str) -> download.Tell:
     def tell(done: int, total: int) -> None:
         nonlocal checked
         work.host.pause(0)
-        if total > done and total != checked and task == "downloading":
+        if total > done and total != checked and task.startswith("downloading"):
             check_space(work.host, f"downloading for {work.name!r}", total - done)
             checked = total
         work.events(Progress(work.name, task, done, total, is_bytes=True))
@@ -163,7 +163,9 @@ def _explain(error: DownloadError, what: str) -> HvctlError:
         case download.Missing():
             return NotFound(message, hint="look for its new address, or in the catalogue: hvctl image catalogue")
         case download.Refused():
-            return InvalidSpec(message, hint="give another address, or fetch it yourself: hvctl image import FILE --name N")
+            return InvalidSpec(
+                message, hint="give another address, or fetch it yourself: hvctl image import FILE --name N"
+            )
         case download.Stalled():
             return TimedOut(message, hint=again)
         case _:

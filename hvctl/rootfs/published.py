@@ -36,8 +36,19 @@ def get_image(host: Host, name: str) -> Image:
     """The image that a tag names. Raises NotFound with the command that makes it."""
     image = find_image(host, name)
     if image is None:
-        raise NotFound(f"there is no image {name!r}", hint=f"make it: hvctl image build {name}")
+        raise NotFound(f"there is no image {name!r}", hint=_hint_for(name))
     return image
+
+
+def _hint_for(name: str) -> str:
+    """The command that makes an image of this name, where one can."""
+    from hvctl.rootfs import catalogue, request  # both need this module
+
+    if request.is_buildable(name):
+        return f"make it: hvctl image build {name}"
+    if catalogue.find(name):
+        return f"bring it: hvctl image pull {name}"
+    return "see which there are: hvctl image list; which there could be: hvctl image catalogue"
 
 
 def find_image(host: Host, name: str) -> Image | None:

@@ -19,8 +19,8 @@ from hvctl.hostside import files
 _TIMEOUT_S = 60
 _ARMOUR = re.compile(rb"-----BEGIN PGP [A-Z ]+-----\r?\n(.*?)-----END PGP [A-Z ]+-----", re.DOTALL)
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}", re.ASCII)
-# gpgv(1), --status-fd; GnuPG's doc/DETAILS: fingerprint of the key that signed, ..., of its primary key.
-_VALID = re.compile(r"^\[GNUPG:\] VALIDSIG ([0-9A-F]{40,64}) .* ([0-9A-F]{40,64})$", re.MULTILINE)
+# gpgv(1), --status-fd; GnuPG's doc/DETAILS: the last field is the primary key's fingerprint.
+_VALID = re.compile(r"^\[GNUPG:\] VALIDSIG .* ([0-9A-F]{40,64})$", re.MULTILINE)
 _REASONS = (
     ("NO_PUBKEY", "it was made by another key"),
     ("EXPKEYSIG", "the key has expired"),
@@ -57,19 +57,21 @@ def verify(
 
     output = folder / "signed.out"
     try:
-        words = ["gpgv", "--quiet", "--status-fd", "1", "--keyring", put("keys.gpg", remove_armour(keys))]
+        words: list[str | Path] = ["gpgv", "--quiet", "--status-fd", "1"]
+        words += ["--keyring", put("keys.gpg", remove_armour(keys))]
         message = put("signed", signed)
         if signature is None:
             words += ["--output", output, "--", message]
         else:
             words += ["--", put("signature", signature), message]
-        done = host.shell.run(words, timeout_s=_TIMEOUT_S, check=False)
-        status = done.stdout.decode(errors="replace")
-        valid = _VALID.findall(status)
-        if done.status != 0 or not valid:
+        status = host.shell.run(words, timeout_s=_TIMEOUT_S, check=False).stdout.decode(errors="replace")
+        signers = _find_signers(status)
+        if not signers:
             raise InvalidSpec(f"the signature is not good: {_explain(status)}", hint=_HINT)
-        if fingerprints and not {primary for _key, primary in valid} & set(fingerprints):
-            raise InvalidSpec(f"the signature is by {valid[0][1]}, not by {' or '.join(fingerprints)}", hint=_HINT)
+        if fingerprints and not signers & set(fingerprints):
+            raise InvalidSpec(
+                f"the signature is by {', '.join(sorted(signers))}, not by {' or '.join(fingerprints)}", hint=_HINT
+            )
         return signed if signature is not None else call(files.read_file, output)
     finally:
         for path in [*written, output]:
@@ -94,6 +96,15 @@ def remove_armour(content: bytes) -> bytes:
         except binascii.Error as error:
             raise InvalidSpec("the key ring is damaged", hint="get it again") from error
     return packets
+
+
+def _find_signers(status: str) -> set[str]:
+    """The primary keys of all good signatures; none when any is bad. Of keys that we do not have there may be more."""
+    signatures = status.split("[GNUPG:] NEWSIG")[1:]
+    if any("[GNUPG:] BADSIG" in one for one in signatures):
+        return set()
+    good = [one for one in signatures if "[GNUPG:] GOODSIG " in one]  # VALIDSIG alone is said of expired keys, too
+    return {primary for one in good for primary in _VALID.findall(one)}
 
 
 def _explain(status: str) -> str:
