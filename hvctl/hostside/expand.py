@@ -134,7 +134,7 @@ def _expand(compression: str, descriptor: int, into: int) -> None:
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise Refused(str(error)) from error
+        raise Refused(str(error).rpartition(": ")[2]) from error  # zlib: "Error -3 while decompressing data: ..."
     if not decoder.eof:
         raise Refused("it is cut short")
 

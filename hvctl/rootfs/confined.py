@@ -35,7 +35,7 @@ class Limits:
     """The longest file; a disk's, or one of a tree."""
     virtual_bytes: int = 16 * TIB
     virtual_ratio: int = 1_000_000
-    """Of a disk's size to its file's, from 1 TiB on."""
+    """Of a disk's size to its file's, from 4 TiB on."""
     wall_s: float = 3600
     cpu_s: int = 3600
     memory_bytes: int = 2 * GIB
