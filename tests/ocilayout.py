@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 
 from hvctl.rootfs.intake import Layer
-from tests.tarballs import entry, long_name, pax, tar, zstd
+from tests.tarballs import entry, long_name, pax, tar
 
 _CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw+ep, version 2
 
+_DIRECTORIES = ("usr/", "usr/bin/", "usr/lib/", "etc/", "var/", "var/cache/", "opt/", "opt/a/", "home/")
+
 
 def write(folder: Path, tag: str, archives: list[bytes]) -> list[Layer]:
-    """Write an image of these tar archives; gives its layers. Gzip and zstd in turns would be more than umoci 0.4 reads."""
+    """Write an image of these tar archives; gives its layers."""
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
@@ -49,7 +51,7 @@ def make_layers() -> list[bytes]:
     base = tar(
         root,
         *(entry(name, "5", mode=b"0000755\0", mtime=b"%011o\0" % (1_500_000_000 + number))
-          for number, name in enumerate(["usr/", "usr/bin/", "usr/lib/", "etc/", "var/", "var/cache/", "opt/", "opt/a/", "home/"])),
+          for number, name in enumerate(_DIRECTORIES)),
         entry("bin", "2", link="usr/bin"),
         entry("lib", "2", link="/usr/lib"),
         entry("usr/bin/sudo", content=b"#!", mode=b"0004755\0"),
@@ -110,6 +112,3 @@ def make_layers() -> list[bytes]:
         tar(entry("new", "5"), entry("new/deep", "5"), entry("new/deep/er", "5"), entry("new/deep/er/.wh.nothing")),
         tar(),
     ]  # fmt: skip
-
-
-__all__ = ["make_layers", "write", "zstd"]
