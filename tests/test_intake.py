@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hvctl.config import Config
-from hvctl.errors import HostError, InvalidSpec, TimedOut
+from hvctl.errors import HostError, Interrupted, InvalidSpec, TimedOut
 from hvctl.events import Event, Progress
 from hvctl.host import Host
 from hvctl.hostside import sandbox, unpack
@@ -289,6 +289,12 @@ def test_progress_goes_up_to_the_whole(host: Host, tmp_path: Path) -> None:
     steps = [event.done for event in seen if isinstance(event, Progress)]
     assert len(steps) > 4 and steps == sorted(steps) and steps[-1] == 2 * path.stat().st_size
     assert {(event.subject, event.total) for event in seen if isinstance(event, Progress)} == {("it", steps[-1])}
+
+
+def test_cancelling_ends_it(host: Host, tmp_path: Path) -> None:
+    path = write(tmp_path / "layer", tar(entry("x", content=bytes(99 * MIB))))
+    with pytest.raises(Interrupted):
+        intake.unpack_tree(host, path, tmp_path / "tree", limits=LIMITS, events=lambda event: host.cancelled.set())
 
 
 def test_memory_does_not_grow_with_the_archive(host: Host, tmp_path: Path) -> None:

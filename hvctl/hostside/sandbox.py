@@ -87,8 +87,8 @@ def command(confinement: Confinement, argv: Sequence[str | PathLike[str]]) -> li
     words += ["--ro-bind" if confinement.is_read_only else "--bind", fspath(confinement.directory), WORK]
     for source, place in confinement.read_only:
         words += ["--ro-bind", fspath(source), place]
-    # What is left is the sandbox's own root, in memory: nothing may be written there either.
-    words += ["--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", WORK, "--"]
+    # What is left is the sandbox's own root, in memory: nobody may fill that either.
+    words += ["--remount-ro", "/", "--chdir", WORK, "--"]
     return [*words, *(fspath(word) for word in argv)]
 
 

@@ -195,6 +195,7 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
     total_bytes = sum(sizes)
 
     def on_line(line: str) -> None:
+        host.pause(0)
         done = line.removeprefix(refusal.PROGRESS)
         if done != line and done.isdigit():
             events(Progress(subject, "unpacking", int(done), total_bytes))
