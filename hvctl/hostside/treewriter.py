@@ -32,8 +32,11 @@ _MOST_LINKS = 40
 _LONGEST_NAME = 255
 _LONGEST_LINK = 4095
 _MOST_ATTRIBUTE_BYTES = 65536
-# What would mean something to the host's overlays or its security module, or takes more capabilities than we have.
-_FOREIGN_ATTRIBUTES = (b"trusted.", b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm")
+# Others are left out: they mean something to one security module, to another system (`com.apple.`), or to the host's
+# overlays.
+_KEPT_ATTRIBUTES = (b"user.", b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default")
+_OVERLAYS_ATTRIBUTES = b"user.overlay."
+_ACL_VERSION = b"\2\0\0\0"  # POSIX_ACL_XATTR_VERSION
 
 
 class _Open:
@@ -43,6 +46,7 @@ class _Open:
         facts = os.fstat(descriptor)
         self.descriptor = descriptor
         self.path = path
+        self.path_bytes = sum(map(len, path)) + len(path)
         self.times = (facts.st_mtime_ns, facts.st_mtime_ns)
         self.is_changed = False
         self.gives_group = bool(facts.st_mode & stat.S_ISGID)
@@ -81,7 +85,7 @@ class Tree:
             return
         parent, name = self._find(names[:-1]), names[-1]
         path = (*parent.path, name)
-        self._check_size(path)
+        self._check_size(parent, name)
         if self._mine is not None:
             self._mine.add(hash(path))
         match entry.kind:
@@ -105,13 +109,13 @@ class Tree:
         """Do what an entry of an OCI layer says about lower layers, if it is such a one."""
         if b".wh." not in entry.name:
             return False
-        directory, _slash, name = entry.name.rstrip(b"/").rpartition(b"/")
-        if any(part.startswith(b".wh.") for part in directory.split(b"/")):
+        *way, name = self._split(entry.name) or (b"",)
+        if any(part.startswith(b".wh.") for part in way):
             raise Refused(f"{quote(entry.name)} lies in a whiteout")
         if not name.startswith(b".wh."):
             return False
         self._trim()
-        parent = self._seek(self._split(directory), make=False)
+        parent = self._seek(tuple(way), make=False)
         if name == b".wh..wh..opq":
             if parent is not None:
                 self._empty_lower(parent.descriptor, parent.path)
@@ -140,13 +144,13 @@ class Tree:
             raise Refused(f"{quote(name)} has a zero byte in it")
         return names
 
-    def _check_size(self, path: Sequence[bytes]) -> None:
-        if len(path[-1]) > _LONGEST_NAME:
-            raise Refused(f"{quote(path[-1])} is a longer name than {_LONGEST_NAME} bytes")
-        if len(path) > self._depth:
-            raise Refused(f"{quote(b'/'.join(path))} is deeper than {self._depth} directories")
-        if sum(map(len, path)) + len(path) > self._path_bytes:
-            raise Refused(f"{quote(b'/'.join(path))} is a longer path than {self._path_bytes} bytes")
+    def _check_size(self, parent: _Open, name: bytes) -> None:
+        if len(name) > _LONGEST_NAME:
+            raise Refused(f"{quote(name)} is a longer name than {_LONGEST_NAME} bytes")
+        if len(parent.path) >= self._depth:
+            raise Refused(f"{quote(b'/'.join((*parent.path, name)))} is deeper than {self._depth} directories")
+        if parent.path_bytes + len(name) > self._path_bytes:
+            raise Refused(f"{quote(b'/'.join((*parent.path, name)))} is a longer path than {self._path_bytes} bytes")
 
     # Directories: found by the way that an entry gives, held by where they really are.
 
@@ -180,7 +184,7 @@ class Tree:
                 here = self._find(here.path[:-1])
                 continue
             path = (*here.path, name)
-            self._check_size(path)
+            self._check_size(here, name)
             try:
                 here = self._enter(here, name, path)
                 continue
@@ -338,9 +342,10 @@ class Tree:
 
     def _set_attributes(self, descriptor: int, entry: Entry) -> None:
         for name, value in entry.attributes:
-            if name.startswith(_FOREIGN_ATTRIBUTES):
+            if not name.startswith(_KEPT_ATTRIBUTES) or name.startswith(_OVERLAYS_ATTRIBUTES):
                 continue
-            if len(name) > _LONGEST_NAME or b"\0" in name or len(value) > _MOST_ATTRIBUTE_BYTES:
+            is_old = name.startswith(b"system.") and not value.startswith(_ACL_VERSION)
+            if is_old or len(name) > _LONGEST_NAME or b"\0" in name or len(value) > _MOST_ATTRIBUTE_BYTES:
                 raise Refused(f"{quote(entry.name)} has an impossible attribute, {quote(name)}")
             try:
                 os.setxattr(descriptor, name, value)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Report:
     entries: int = 0
     archive_bytes: int = 0
     expanded_bytes: int = 0
+    peak_bytes: int = 0
+    """The most memory that one of its processes took."""
 
 
 def format_request(request: Request) -> str:
@@ -96,6 +99,9 @@ def main(arguments: Sequence[str]) -> None:
             job.check_digest()
         report = _in_child(job)
         os.close(job.descriptor)
+    # ru_maxrss counts KiB (getrusage(2)).
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    report = dataclasses.replace(report, peak_bytes=peak_bytes)
     sys.stdout.write(json.dumps(dataclasses.asdict(report)))
 
 
@@ -153,7 +159,7 @@ class _Job:
         os.chdir("/")
         os.umask(0)
         capabilities.keep(sandbox.WRITE_ANY_OWNER)
-        stream = Stream(source.descriptor, self._count_bytes)
+        stream = Stream(source.descriptor, self._count_bytes, has_digest=bool(self._archive.expanded_sha256))
         tree = Tree(depth=self._bounds.depth, path_bytes=self._bounds.path_bytes, is_upper=self._is_upper)
         try:
             self._apply(stream, tree)
