@@ -57,3 +57,31 @@ def make_tree(files: Mapping[str, bytes], *, mode: str = "w:gz") -> bytes:
                 entry.size, entry.mode = len(body), 0o755
                 archive.addfile(entry, io.BytesIO(body))
     return buffer.getvalue()
+
+
+def make_busybox_tree() -> bytes:
+    """The archive of a root tree like Alpine's: busybox alone, its init, no sshd, no cloud-init, nothing for the network."""
+    busybox = Path("/usr/bin/busybox").read_bytes()
+    programs = subprocess.run(["/usr/bin/busybox", "--list"], capture_output=True, text=True, check=True, timeout=30)
+    inittab = b"::sysinit:/bin/echo hello from inittab\n::ctrlaltdel:/sbin/reboot\n::shutdown:/bin/touch /was-asked\n"
+    files = {
+        "bin/busybox": busybox,
+        "etc/inittab": inittab,
+        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+        "etc/os-release": b'ID=alike\nVERSION_ID="3.1"\n',
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name in ("bin", "sbin", "etc", "dev", "proc", "sys", "run", "tmp", "root", "var"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        for name, body in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(body), 0o755
+            archive.addfile(entry, io.BytesIO(body))
+        for name in {*programs.stdout.split(), "init"} - {"busybox"}:
+            entry = tarfile.TarInfo("sbin/init" if name == "init" else f"bin/{name}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
+            archive.addfile(entry)
+    return buffer.getvalue()

@@ -304,21 +304,18 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Host]]:
 RESERVE_BYTES = 256 * MIB  # what a conversion leaves free
 
 
-@pytest.mark.parametrize(
-    "space_bytes", [256 * 1024, RESERVE_BYTES, RESERVE_BYTES + 4 * MIB, RESERVE_BYTES + 12 * MIB, GIB]
-)
+@pytest.mark.parametrize("space_bytes", [256 * 1024, RESERVE_BYTES + 4 * MIB, RESERVE_BYTES + 12 * MIB, GIB])
 @pytest.mark.parametrize("has_length", [True, False])
 def test_a_full_disk_leaves_nothing(
     small: Callable[[int], Host], site: Site, disk: Path, space_bytes: int, has_length: bool
 ) -> None:
     host = small(space_bytes)
     site.has_length = has_length
-    site.files["/x.xz"] = lzma.compress(
-        disk.with_name(f"{disk.name}.raw").read_bytes()[: 2 * MIB] + os.urandom(5 * MIB)
-    )
+    raw = disk.with_name(f"{disk.name}.raw").read_bytes()
+    site.files["/x.gz"] = gzip.compress(raw[: 2 * MIB] + os.urandom(5 * MIB), 1)
     before, free_bytes = stores.content(host), os.statvfs(host.store.root).f_bavail
     try:
-        bring(host, site.url("/x.xz"), is_insecure=True)
+        bring(host, site.url("/x.gz"), is_insecure=True)
         assert space_bytes > RESERVE_BYTES
     except HvctlError as error:
         assert error.code == 8 and error.hint, error
