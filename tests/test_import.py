@@ -99,6 +99,14 @@ def test_the_same_content_is_one_image_with_two_names(host: Host, disk: Path) ->
     assert published.list_ids(host) == (first.id,)
 
 
+def test_a_file_that_only_its_owner_may_read_is_imported(host: Host, disk: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.img"
+    file.write_bytes(disk.read_bytes())
+    file.chmod(0o600)
+    os.chown(file, 12345, 12345)
+    assert bring(host, file).disk is not None
+
+
 def test_something_that_is_no_disk_is_not_taken_for_one(host: Host, tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text("# read me\n" * 100)
@@ -126,6 +134,7 @@ def test_a_compressed_disk_that_is_cut_short_is_refused(host: Host, disk: Path, 
     refuse(host, "cannot be expanded|cut short", path)
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_a_bomb_is_refused(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "bomb.zst"
     words = ["zstd", "-q", "-1", "-o", str(path)]
@@ -225,6 +234,7 @@ def test_a_user_is_a_name(host: Host, disk: Path, user: str) -> None:
     refuse(host, "no name of a user", disk, login_user=user)
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_prune_says_what_it_would_and_does_it(host: Host, site: Site, disk: Path, tmp_path: Path) -> None:
     def hvctl(*words: str) -> str:
         done = cli.run(host.config, "image", *words)
@@ -244,6 +254,7 @@ def test_prune_says_what_it_would_and_does_it(host: Host, site: Site, disk: Path
     assert hvctl("prune") == "nothing to do\n"
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_the_command_line_takes_a_relative_path(host: Host, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(disk.parent)
     done = cli.run(host.config, "image", "import", disk.name, "--name", "mine", "--firmware", "uefi")
@@ -265,6 +276,7 @@ def _die_at(task: str, source: str, host: Host, name: str) -> object:
     return images.bring(host, Wanted(name=name, source=source, is_insecure=True), kill)
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize("task", STEPS)
 def test_killed_at_any_step_nothing_but_what_gc_takes_is_left(host: Host, site: Site, disk: Path, task: str) -> None:
     site.files["/x"] = stores.make_tree({}) if task == "unpacking" else disk.read_bytes()
@@ -304,6 +316,7 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Host]]:
 RESERVE_BYTES = 256 * MIB  # what a conversion leaves free
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize("space_bytes", [256 * 1024, RESERVE_BYTES + 4 * MIB, RESERVE_BYTES + 12 * MIB, GIB])
 @pytest.mark.parametrize("has_length", [True, False])
 def test_a_full_disk_leaves_nothing(

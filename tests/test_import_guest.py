@@ -8,14 +8,15 @@ from xml.etree import ElementTree
 import pytest
 
 from hvctl import images
+from hvctl.access import keys
 from hvctl.events import Event, Note
 from hvctl.host import Host
 from hvctl.images import Wanted
 from hvctl.instances import enter, lifecycle, query
 from hvctl.instances.create import Request, create
 from hvctl.model import Firmware, Instance, Mode, Provision, Spec, State
-from hvctl.units import MIB
-from tests import cli, stores, tiny, world
+from hvctl.units import GIB, MIB
+from tests import cli, cloudimage, stores, tiny, world
 
 pytestmark = pytest.mark.guest
 
@@ -66,3 +67,22 @@ def test_a_disk_gets_the_firmware_that_it_needs(host: Host, tmp_path: Path, firm
         lifecycle.delete(host, name)
     finally:
         images.delete(host, name)
+
+
+@pytest.mark.long
+def test_a_cloud_image_with_uefi_boots_and_lets_nobody_else_in(host: Host, tmp_path: Path) -> None:
+    """The whole way of a distribution's image: seed disk, cloud-init, a pinned host key, a user of its own."""
+    image = images.bring(host, Wanted(name="cloud", source=str(cloudimage.build(tmp_path)), firmware=Firmware.UEFI))
+    assert image.provision is Provision.NOCLOUD
+    spec = Spec(name="cloud", mode=Mode.VM, image="cloud", memory_bytes=768 * MIB, disk_bytes=3 * GIB)
+    key = keys.find_public_keys(())
+    create(host, Request(spec=spec, authorized_keys=key, timeout_s=600))
+    try:
+        words = "hostname; test -d /sys/firmware/efi && echo uefi; cloud-init status --wait; df --output=size -m / | tail -1"
+        ran = cli.run(host.config, "ssh", "cloud", words)
+        assert ran.status == 0, ran.err
+        name, firmware, status, size = ran.out.split("\n")[0], "uefi" in ran.out, "done" in ran.out, ran.out.split()[-1]
+        assert (name, firmware, status) == ("cloud", True, True), ran.out
+        assert int(size) > 2500, "the root file system did not grow"
+    finally:
+        lifecycle.delete(host, "cloud")
