@@ -9,8 +9,15 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from hvctl.config import Config
+from hvctl.errors import HvctlError, InvalidSpec
+from hvctl.events import Event, Note
 from hvctl.host import Host
+from hvctl.model import Image
+from hvctl.rootfs import sources
+from hvctl.rootfs.sources import Wanted
 from hvctl.units import MIB
 
 NO_LIBVIRT = "test:///default"
@@ -85,3 +92,34 @@ def make_busybox_tree() -> bytes:
             entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
             archive.addfile(entry)
     return buffer.getvalue()
+
+
+def pull(
+    host: Host, source: str | Path = "mine", name: str = "got", told: list[Event] | None = None, **options: object
+) -> Image:
+    wanted = Wanted(name=name, source=str(source), **options)  # type: ignore[arg-type]
+    return sources.bring(host, wanted, told.append if told is not None else lambda _event: None)
+
+
+def notes(told: list[Event]) -> str:
+    return "\n".join(event.text for event in told if isinstance(event, Note))
+
+
+def refuse(
+    host: Host, words: str, source: str | Path = "mine", kind: type[HvctlError] = InvalidSpec, **options: object
+) -> HvctlError:
+    """Pull something that is refused for this reason; nothing has changed then."""
+    before = content(host)
+    with pytest.raises(kind, match=words) as caught:
+        pull(host, source, **options)  # type: ignore[arg-type]
+    assert "\n" not in caught.value.message and caught.value.hint
+    assert content(host) == before
+    return caught.value
+
+
+def holds(host: Host, image: Image, disk: bytes, tmp_path: Path) -> bool:
+    """Whether the image's disk is this one."""
+    (tmp_path / "expected").write_bytes(disk)
+    words = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(tmp_path / "expected")]
+    words.append(str(host.store.image(image.id) / "disk.qcow2"))
+    return subprocess.run(words, capture_output=True, check=False, timeout=60).returncode == 0

@@ -16,15 +16,17 @@ import pytest
 
 from hvctl import images
 from hvctl.config import Config
-from hvctl.errors import HvctlError, InvalidSpec, NotFound
+from hvctl.errors import HvctlError, NotFound
 from hvctl.events import Event, Note, Progress
 from hvctl.host import Host
 from hvctl.hostside import download
-from hvctl.model import Firmware, Image, Provision
-from hvctl.rootfs import published, sources
+from hvctl.model import Firmware, Provision
+from hvctl.rootfs import published
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import GIB, MIB
 from tests import cli, stores, victims, website
+from tests.stores import pull as bring
+from tests.stores import refuse
 from tests.website import Site
 
 
@@ -43,21 +45,6 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stores.make_disk(tmp_path_factory.mktemp("disk"))
-
-
-def bring(
-    host: Host, source: Path | str, name: str = "got", told: list[Event] | None = None, **options: object
-) -> Image:
-    wanted = Wanted(name=name, source=str(source), **options)  # type: ignore[arg-type]
-    return sources.bring(host, wanted, told.append if told is not None else lambda _event: None)
-
-
-def refuse(host: Host, words: str, source: Path | str, kind: type[HvctlError] = InvalidSpec, **options: object) -> None:
-    before = stores.content(host)
-    with pytest.raises(kind, match=words) as caught:
-        bring(host, source, **options)  # type: ignore[arg-type]
-    assert "\n" not in caught.value.message and caught.value.hint
-    assert stores.content(host) == before
 
 
 def zstd(content: bytes) -> bytes:
