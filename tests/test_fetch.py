@@ -122,6 +122,13 @@ def test_a_server_that_cannot_go_on_starts_over(work: Building, site: Site, lack
     assert [one.status for one in site.asked] == [200, 200]
 
 
+def test_another_part_than_was_asked_for_is_not_taken(work: Building, site: Site) -> None:
+    site.has_odd_ranges = True
+    site.cuts["/disk"] = [300_000]
+    assert get(work, site.url("/disk")).path.read_bytes() == BODY
+    assert [one.status for one in site.asked] == [200, 206, 200]
+
+
 def test_a_server_that_does_not_say_the_length_is_believed_at_its_end(work: Building, site: Site) -> None:
     site.has_length = False
     assert get(work, site.url("/disk")).path.read_bytes() == BODY

@@ -211,6 +211,27 @@ def test_another_key_is_refused(
     refuse(host, "made by another key")
 
 
+def test_an_expired_key_is_refused(host: Host, site: Site, entry: dict[str, object], tmp_path: Path) -> None:
+    """gpgv calls its signature valid, but not good."""
+    home = Path(f"/tmp/hvctl-expired-{os.getpid()}")
+    old = ["--faked-system-time", "20200101T000000", "--batch", "--quiet", "--homedir", str(home), "--passphrase", ""]
+    home.mkdir(mode=0o700)
+    try:
+        words = ["gpg", *old, "--quick-gen-key", "old <x@example.org>", "ed25519", "sign", "2d"]
+        subprocess.run(words, check=True, capture_output=True, timeout=60)
+        sign = ["gpg", *old, "--detach-sign", "--output", "-"]
+        done = subprocess.run(sign, input=site.files["/SHA256SUMS"], check=True, capture_output=True, timeout=60)
+        key = subprocess.run(["gpg", *old, "--export"], check=True, capture_output=True, timeout=60).stdout
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, timeout=60)
+        subprocess.run(["rm", "-r", str(home)], check=True, timeout=60)
+    (tmp_path / "old.gpg").write_bytes(key)
+    site.files["/SHA256SUMS.gpg"] = done.stdout
+    del entry["fingerprint"]
+    write(tmp_path, {**entry, "keys": str(tmp_path / "old.gpg")})
+    refuse(host, "the key has expired")
+
+
 def test_another_key_ring_does_not_help(
     host: Host, site: Site, entry: dict[str, object], keys: tuple[Key, Key], tmp_path: Path
 ) -> None:

@@ -43,6 +43,8 @@ class Site:
     """Path -> after how many bytes nothing more comes until `go_on` is set."""
     go_on: threading.Event = field(default_factory=threading.Event)
     is_held: threading.Event = field(default_factory=threading.Event)
+    has_odd_ranges: bool = False
+    """Whether a part that is asked for is answered with the whole, called the part from byte 0."""
     failures: list[int] = field(default_factory=list)
     """Statuses that the next requests get instead."""
 
@@ -79,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {"ETag": tag} if site.has_tags else {}
         match = re.fullmatch(r"bytes=(\d+)-", asked.range)
         if match and site.has_ranges and self.headers.get("If-Range", tag) == tag:
-            start = int(match.group(1))
+            start = 0 if site.has_odd_ranges else int(match.group(1))
             if start >= len(content):
                 self._answer(asked, 416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return

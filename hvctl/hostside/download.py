@@ -120,16 +120,16 @@ def fetch(transfer: Transfer, tell: Tell, pause: Pause) -> Received:
     try:
         with _open(transfer.path) as stream:
             download = _Download(transfer, stream, tell)
-            failures = 0
+            failures, most_bytes = 0, download.received.size_bytes
             while True:
-                before = download.received.size_bytes
                 try:
                     download.go_on()
                     stream.flush()
                     os.fsync(stream.fileno())
                     return download.received
                 except (Stalled, Broken):
-                    failures = 1 if download.received.size_bytes > before else failures + 1
+                    failures = 1 if download.received.size_bytes > most_bytes else failures + 1
+                    most_bytes = max(most_bytes, download.received.size_bytes)
                     if failures >= _TRIES:
                         raise
                     pause(_PAUSE_S * 2**failures)
