@@ -237,6 +237,10 @@ class Backend(ABC):
         """Let a paused one go on."""
         domains.resume(domains.get(host.connection(self.mode), record.uuid))
 
+    def ask_to_stop(self, host: Host, record: Record) -> None:
+        """Ask it to power off; does not wait."""
+        domains.ask_to_stop(domains.get(host.connection(self.mode), record.uuid))
+
     def kill(self, host: Host, record: Record) -> None:
         """End it at once, whatever it is doing; fine when it is off already. Raises NotFound."""
         domains.kill(domains.get(host.connection(self.mode), record.uuid))

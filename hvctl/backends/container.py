@@ -243,6 +243,15 @@ class ContainerBackend(Backend):
                 f"cannot enter {record.name!r}: {error.message}", hint=f"is it up? hvctl show {record.name}"
             ) from error
 
+    def ask_to_stop(self, host: Host, record: Record) -> None:
+        """libvirt speaks to systemd's and SysV's init; busybox's takes its SIGTERM for a wish to reboot. A system's own
+        `poweroff` knows whom it speaks to."""
+        if record.provision is Provision.NONE:
+            with contextlib.suppress(HvctlError):
+                if self.run_inside(host, record, ("poweroff",), b"").status == 0:
+                    return
+        super().ask_to_stop(host, record)
+
     def kill(self, host: Host, record: Record) -> None:
         """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
         with contextlib.suppress(WrongState):

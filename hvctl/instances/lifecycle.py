@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from hvctl import operation
 from hvctl.backends import get_backend
 from hvctl.errors import NotFound, TimedOut, WrongState
@@ -72,7 +74,9 @@ def stop(
         events(StepStarted(name, "stop", "shutdown"))
         events(Stage(name, "shutdown"))
         try:
-            domains.shut_down(connection, domain, timeout_s=timeout_s)
+            backend = get_backend(instance.record.mode)
+            ask = functools.partial(backend.ask_to_stop, host, instance.record)
+            domains.shut_down(connection, domain, timeout_s=timeout_s, ask=ask)
         except TimedOut as error:
             error.hint = f"wait longer with --timeout, or: hvctl stop --force {name}"
             raise

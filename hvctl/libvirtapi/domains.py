@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -293,8 +294,14 @@ def console_log_path(xml: str) -> str:
     return node.get("file", "") if node is not None else ""
 
 
-def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: float) -> None:
-    """Ask the guest to power off and return when it is off, told by libvirt's event.
+def ask_to_stop(domain: libvirt.virDomain) -> None:
+    """Press the power button of a VM; tell a container's first process."""
+    with in_words(f"cannot shut down {domain.name()!r}"):
+        domain.shutdown()
+
+
+def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: float, ask: Callable[[], None]) -> None:
+    """Ask the guest to power off, by `ask`, and return when it is off, told by libvirt's event.
 
     Raises TimedOut, the guest untouched.
     """
@@ -310,7 +317,7 @@ def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: f
             domain, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle, None
         )
         try:
-            domain.shutdown()
+            ask()
             _wait_for_event(stopped, domain, timeout_s)
         finally:
             connection.handle.domainEventDeregisterAny(identifier)
