@@ -305,16 +305,38 @@ def test_memory_does_not_grow_with_the_archive(host: Host, tmp_path: Path) -> No
     assert peaks[1] < peaks[0] + MIB, peaks
 
 
-def peak_bytes(archive: Path, tree: Path) -> int:
-    """The most memory that any process of an unpacking took."""
+def worker(archive: Path, tree: Path) -> list[str]:
+    """The words of the worker that unpacks this."""
     tree.mkdir()
     request = unpack.Request(archives=(unpack.Archive(),), bounds=intake._bounds(LIMITS), has_whiteouts=False)
     confinement = sandbox.Confinement(
         directory=tree, read_only=((archive, sandbox.place_input(0)),), capabilities=unpack.CAPABILITIES
     )
-    argv = sandbox.python_command(confinement, "unpack", [unpack.format_request(request)])
-    done = subprocess.run(argv, check=True, capture_output=True, timeout=300)
+    return sandbox.python_command(confinement, "unpack", [unpack.format_request(request)])
+
+
+def peak_bytes(archive: Path, tree: Path) -> int:
+    """The most memory that any process of an unpacking took."""
+    done = subprocess.run(worker(archive, tree), check=True, capture_output=True, timeout=300)
     return int(json.loads(done.stdout)["peak_bytes"])
+
+
+@pytest.mark.parametrize("compression", ["plain", "zstd"])
+def test_the_root_is_the_tree_before_a_header_is_read(tmp_path: Path, compression: str) -> None:
+    archive = write(tmp_path / "archive", COMPRESS[compression](tar(entry("first"))))
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-qq", "-e", "trace=chroot,capset,read,openat,execve", "-o", str(trace)]
+    subprocess.run([*strace, *worker(archive, tmp_path / "tree")], check=True, capture_output=True, timeout=60)
+    lines = trace.read_text().splitlines()
+    (rooted,) = (number for number, line in enumerate(lines) if 'chroot("/work")' in line)
+    process = lines[rooted].split()[0]
+    after = [line for line in lines[rooted:] if line.startswith(process)]
+    kept = next(number for number, line in enumerate(after) if "capset(" in line)
+    header = next(number for number, line in enumerate(after) if "read" in line.split('"')[0] and "first" in line)
+    made = next(number for number, line in enumerate(after) if "openat(" in line and '"first"' in line)
+    assert kept < header < made
+    assert not any("first" in line for line in lines[:rooted] if line.startswith(process))
+    assert not any("execve(" in line for line in after)
 
 
 @pytest.mark.long

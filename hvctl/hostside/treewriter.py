@@ -19,8 +19,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable, quote
-from hvctl.hostside.tarstream import Entry, Kind, Stream
+from hvctl.hostside.tarstream import Entry, Kind
 
 R = TypeVar("R")
 

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvctl.hostside import capabilities, expand, refusal, sandbox
+from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable
-from hvctl.hostside.tarstream import Stream, read_entries
+from hvctl.hostside.tarstream import read_entries
 from hvctl.hostside.treewriter import Tree
 
 CAPABILITIES = (*sandbox.WRITE_ANY_OWNER, "CAP_SYS_CHROOT")

@@ -184,6 +184,8 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
     if missing is not None:
         raise InvalidSpec(f"{str(missing)!r} is missing or empty", hint="fetch it again")
     call(files.make_directory, job.target, 0o755)
+    if call(files.list_names, job.target):
+        raise HostError(f"cannot unpack {subject!r}: {str(job.target)!r} is not empty", hint="hvctl gc")
     confinement = sandbox.Confinement(
         directory=job.target,
         read_only=tuple((path, sandbox.place_input(number)) for number, path in enumerate(archives)),
