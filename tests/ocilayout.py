@@ -78,6 +78,8 @@ def make_layers() -> list[bytes]:
         entry("short", content=b"long name"),
         pax(("path", "opt/f\u00f6\u00f6 bar\nnewline")),
         entry("plain", content=b"odd name"),
+        # Said again: umoci gives it another time when it makes a directory in it that no entry names.
+        entry("opt/", "5", mode=b"0000755\0", mtime=b"%011o\0" % 1_500_000_006),
     )  # fmt: skip
     return [
         base,

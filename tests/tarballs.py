@@ -76,9 +76,9 @@ def zstd(content: bytes) -> bytes:
 
 COMPRESS = {
     "plain": lambda content: content,
-    "gzip": gzip.compress,
-    "xz": lzma.compress,
-    "bzip2": bz2.compress,
+    "gzip": lambda content: gzip.compress(content, 1),
+    "xz": lambda content: lzma.compress(content, preset=0),
+    "bzip2": lambda content: bz2.compress(content, 1),
     "zstd": zstd,
 }
 

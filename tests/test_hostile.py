@@ -8,6 +8,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ class Outcome:
     status: int
     stderr: str
     around: Path
-    before: dict[str, object]
+    before: dict[str, tuple[Any, ...]]
 
 
 def make_surroundings(folder: Path) -> Path:

@@ -25,6 +25,7 @@ from tests.trees import fingerprint
 
 pytestmark = pytest.mark.guest  # needs root, and bubblewrap
 
+NAP_S = f"4{os.getpid()}"
 CAPABILITIES = [(), sandbox.WRITE_ANY_OWNER]
 
 
@@ -142,7 +143,7 @@ def test_a_missing_program_is_the_hosts(host: Host, folder: Path) -> None:
 
 
 def test_it_dies_with_whoever_started_it(folder: Path) -> None:
-    argv = sandbox.command(sandbox.Confinement(directory=folder), ["sleep", "4321"])
+    argv = sandbox.command(sandbox.Confinement(directory=folder), ["sleep", NAP_S])
     starter = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({argv!r})"])
     deadline_s = time.monotonic() + 30
     while not find_sleepers():
@@ -156,7 +157,7 @@ def test_it_dies_with_whoever_started_it(folder: Path) -> None:
 
 
 def find_sleepers() -> str:
-    return subprocess.run(["pgrep", "-x", "-f", "sleep 4321"], capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(["pgrep", "-x", "-f", f"sleep {NAP_S}"], capture_output=True, text=True, timeout=30).stdout
 
 
 def test_words_are_words_whatever_they_are(folder: Path) -> None:

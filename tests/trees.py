@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 
-def fingerprint(root: Path, *, but: str = "") -> dict[str, object]:
+def fingerprint(root: Path, *, but: str = "") -> dict[str, tuple[Any, ...]]:
     """Everything about every file below: kind, mode, owner, time, content, attributes, links; no times of the root.
 
     `but`: a name at the top that is left out, with all below it.
     """
-    found: dict[str, object] = {}
+    found: dict[str, tuple[Any, ...]] = {}
     first: dict[int, str] = {}
     for path in sorted(root.rglob("*")):
         name = os.fsdecode(os.path.relpath(os.fsencode(path), os.fsencode(root)))

@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import resource
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvctl.hostside import capabilities, expand, refusal, sandbox
+from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable
-from hvctl.hostside.tarstream import Stream, read_entries
+from hvctl.hostside.tarstream import read_entries
 from hvctl.hostside.treewriter import Tree
 
 CAPABILITIES = (*sandbox.WRITE_ANY_OWNER, "CAP_SYS_CHROOT")
@@ -132,7 +134,9 @@ class _Job:
         self._request, self._bounds, self._archive = request, request.bounds, request.archives[number]
         self._name = f"layer {number + 1} of {len(request.archives)}: " if len(request.archives) > 1 else ""
         self._path = sandbox.place_input(number)
-        self.descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise Refused(f"{self._name}it is no regular file")
         self._is_upper = request.has_whiteouts and number > 0
         self._before = before
         self._entries, self._content_bytes = before.entries, before.expanded_bytes

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec
+from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec, TimedOut
 from hvctl.host import Host
 from hvctl.hostside import refusal, sandbox
 from hvctl.shell import Completed
@@ -76,10 +76,21 @@ def run_confined(
     )
     words = [str(limits.output_bytes), *(os.fspath(word) for word in argv)]
     command = sandbox.python_command(confinement, "supervise", words)
-    done = host.shell.run(command, timeout_s=limits.wall_s, check=False)
+    done = wait_for(host, command, f"{argv[0]!r} failed", limits)
     if check and done.status != 0:
         raise explain(done, f"{argv[0]!r} failed", limits)
     return done
+
+
+def wait_for(
+    host: Host, command: Sequence[str], attempt: str, limits: Limits, on_line: Callable[[str], None] | None = None
+) -> Completed:
+    """Run a confined command to its end, whatever that is. Raises TimedOut, and what `on_line` does."""
+    try:
+        return host.shell.run(command, timeout_s=limits.wall_s, check=False, on_line=on_line)
+    except TimedOut as error:
+        reason = f"it took more than {format_duration(limits.wall_s)}"
+        raise TimedOut(f"{attempt}: {reason}", hint="try again when less is going on here") from error
 
 
 def explain(done: Completed, attempt: str, limits: Limits) -> HvctlError:

@@ -81,7 +81,7 @@ def unpack_layers(
         for layer in layers
     )
     request = unpack.Request(archives=archives, bounds=_bounds(limits), has_whiteouts=True)
-    _unpack(_Job(host, [layer.path for layer in layers], target, limits), request, events, subject)
+    _unpack(_Job(host, [layer.path for layer in layers], target, limits), request, events, subject or target.name)
 
 
 def unpack_tree(
@@ -184,6 +184,8 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
     if missing is not None:
         raise InvalidSpec(f"{str(missing)!r} is missing or empty", hint="fetch it again")
     call(files.make_directory, job.target, 0o755)
+    if call(files.list_names, job.target):
+        raise HostError(f"cannot unpack {subject!r}: {str(job.target)!r} is not empty", hint="hvctl gc")
     confinement = sandbox.Confinement(
         directory=job.target,
         read_only=tuple((path, sandbox.place_input(number)) for number, path in enumerate(archives)),
@@ -201,9 +203,10 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
             events(Progress(subject, "unpacking", int(done), total_bytes))
 
     argv = sandbox.python_command(confinement, "unpack", [unpack.format_request(request)])
-    done = host.shell.run(argv, timeout_s=limits.wall_s, check=False, on_line=on_line)
+    attempt = f"cannot unpack {subject!r}"
+    done = confined.wait_for(host, argv, attempt, limits, on_line)
     if done.status != 0:
-        raise confined.explain(done, f"cannot unpack {subject!r}", limits)
+        raise confined.explain(done, attempt, limits)
     events(Progress(subject, "unpacking", total_bytes, total_bytes))
 
 
