@@ -6,6 +6,7 @@ confined and verified, and describes it; sealing and publishing are done here. A
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from collections.abc import Callable
@@ -37,7 +38,9 @@ class Wanted:
 Acquire = Callable[[Building, Wanted], Image]
 
 # What the source begins with -> the module that knows it. The first that matches.
-_KINDS: tuple[tuple[re.Pattern[str], str], ...] = ()
+_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"docker://|oci:|oci-archive:|docker-archive:"), "hvctl.rootfs.oci"),
+)
 
 
 def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
@@ -49,6 +52,19 @@ def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
     with building.begin(host, wanted.name, events) as work:
         image = acquire(work, wanted)
         return work.publish(replace(image, name=wanted.name, source=image.source or wanted.source))
+
+
+def is_source(text: str) -> bool:
+    """Whether a user's words mean a place that images come from, rather than the name of one that is here."""
+    return any(pattern.match(text) for pattern, _module in _KINDS)
+
+
+def suggest_name(source: str, *, is_unique: bool = False) -> str:
+    """A name for an image from there: the last part of its path, with its tag; `is_unique`: no other source's."""
+    path = re.split(r"[/:]", re.sub(r":latest$", "", source.partition("@")[0]))
+    parts = [part for part in path[-2:] if part] if ":" in source.rpartition("/")[2] else path[-1:]
+    name = re.sub(r"[^a-z0-9._-]+|\.{2,}", "-", "-".join(parts).lower()).strip("._-")[:48].strip("._-") or "image"
+    return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}" if is_unique else name
 
 
 def _find_kind(source: str) -> Acquire:
