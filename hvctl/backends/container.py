@@ -117,7 +117,7 @@ class ContainerBackend(Backend):
             call(files.make_directory, path, mode)
             call(files.set_owner, path, uid, owner)
         for name, content in applications.format_files(host, record, secrets).items():
-            call(files.write_file, given / name, content, 0o750 if name == "init" else 0o640, group=owner)
+            call(files.write_file, given / name, content, application.mode_of(name), group=owner)
         if record.spec.is_ephemeral:
             uid, gid = secrets.process_ids
             call(streams.make_fifos, given, owner + uid, owner + gid)
@@ -252,7 +252,7 @@ class ContainerBackend(Backend):
         if record.is_application:
             given, owner = host.store.application(record.uuid), record.first_id or 0
             for name, content in application.format_names(record, record.address).items():
-                host.shell.call(files.write_file, given / name, content, 0o640, group=owner)
+                host.shell.call(files.write_file, given / name, content, application.mode_of(name), group=owner)
             return
         self._write_identity(host, record, "hvctl.name", record.name.encode())
 

@@ -117,7 +117,11 @@ def run_command(app: App, arguments: list[str]) -> int:
 
 def _code(error: HvctlError, arguments: list[str]) -> int:
     """The exit code; `ssh`, `exec` and `run` keep 255 for hvctl's own failures, as OpenSSH does."""
-    return 255 if arguments and arguments[0] in ("ssh", "exec", "run") and not isinstance(error, Interrupted) else error.code
+    return (
+        255
+        if arguments and arguments[0] in ("ssh", "exec", "run") and not isinstance(error, Interrupted)
+        else error.code
+    )
 
 
 def _usage_error(error: click.ClickException) -> UsageError:

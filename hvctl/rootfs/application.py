@@ -140,13 +140,18 @@ def format_names(record: Record, address: str) -> dict[str, bytes]:
     }
 
 
+def mode_of(name: str) -> int:
+    """The mode of a file that the init is given: three are for everybody inside, the rest may hold secrets."""
+    return {"init": 0o750, "hostname": 0o644, "hosts": 0o644, "resolv.conf": 0o644}.get(name, 0o640)
+
+
 def pack(content: Mapping[str, bytes]) -> bytes:
-    """Files as a tar archive, root's alone."""
+    """Files as a tar archive, root's."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in content.items():
             entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), 0o700 if name == "init" else 0o600
+            entry.size, entry.mode = len(data), mode_of(name)
             archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
 
