@@ -32,6 +32,8 @@ class Request:
     """Public key lines that may log in; checked by `identity.check_public_key`."""
     user_data: bytes = field(default=b"", repr=False)
     require_kvm: bool = False
+    trust_image: bool = False
+    """Whether this host's kernel may read the file systems of the image, where hvctl cannot."""
     start: bool = True
     wait: Wait = Wait.SSH
     timeout_s: float = 180.0
@@ -57,7 +59,8 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     """
     host.require_root("create")
     backend, name = get_backend(request.spec.mode), request.spec.name
-    image = backend.complete_image(host, published.get_image(host, request.spec.image), events)
+    image = published.get_image(host, request.spec.image)
+    image = backend.complete_image(host, image, events, is_trusted=request.trust_image)
     plan = make_plan(host, request, image)
     with host.lock(name):
         if plan.note:
