@@ -1,5 +1,8 @@
-"""The confined worker that reads a foreign disk: `survey DISK` tells its parts as JSON, `pack DISK OFFSET SIZE
-ARCHIVE` writes the tree of one ext4 file system as a tar archive.
+"""The confined worker that reads a foreign disk.
+
+    survey DISK                        tells its parts as JSON
+    pack DISK OFFSET SIZE ARCHIVE      writes the tree of one ext4 file system as a tar archive
+    identity DISK OFFSET SIZE          tells what in it is one system's own (`identityfiles.py`), as JSON
 
 The archive is for `unpack`, which trusts it no more than any other; pax headers carry what tar alone cannot. Device nodes
 and sockets are left out: nothing in a tree is one. So is an empty /lost+found.
@@ -15,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from hvctl.hostside import partitions, refusal
+from hvctl.hostside import identityfiles, partitions, refusal
 from hvctl.hostside.ext4 import ROOT, FileSystem, Inode
 from hvctl.hostside.refusal import Refused
 
@@ -30,7 +33,7 @@ _MOST_PIECES = 60000
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`survey DISK` or `pack DISK OFFSET SIZE ARCHIVE`."""
+    """Do what the first word says."""
     sys.excepthook = refusal.give_up
     verb, disk, *rest = arguments
     descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
@@ -38,11 +41,40 @@ def main(arguments: Sequence[str]) -> None:
         parts = partitions.survey(descriptor, os.fstat(descriptor).st_size)
         sys.stdout.write(json.dumps([dataclasses.asdict(part) for part in parts]))
         return
-    offset, size, archive = int(rest[0]), int(rest[1]), rest[2]
-    system = FileSystem(descriptor, offset, size)
+    system = FileSystem(descriptor, int(rest[0]), int(rest[1]))
     system.check()
-    with open(archive, "xb", buffering=1024 * 1024) as out:
+    if verb == "identity":
+        lister = _Lister(system)
+        found = {"paths": list(identityfiles.find(lister)), "has_machine_id": lister.has(identityfiles.MACHINE_ID)}
+        sys.stdout.write(json.dumps(found))
+        return
+    with open(rest[2], "xb", buffering=1024 * 1024) as out:
         _Packer(system, descriptor, out).pack()
+
+
+class _Lister:
+    """The file system as `identityfiles` looks at it."""
+
+    def __init__(self, system: FileSystem) -> None:
+        self._system = system
+
+    def names(self, path: str) -> dict[str, bool]:
+        inode = self._system.inode(ROOT)
+        for part in path.split("/"):
+            number = dict(self._system.entries(inode)).get(part.encode())
+            if number is None:
+                return {}
+            inode = self._system.inode(number)
+            if not stat.S_ISDIR(inode.mode):
+                return {}
+        return {
+            os.fsdecode(name): stat.S_ISDIR(self._system.inode(number).mode)
+            for name, number in self._system.entries(inode)
+        }
+
+    def has(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        return name in self.names(folder)
 
 
 class _Packer:
