@@ -102,9 +102,12 @@ class Backend(ABC):
         if spec.mounts:
             self.check_mounts(host, spec)
 
-    def complete_image(self, host: Host, image: Image, events: Sink) -> Image:
-        """The image with the half that this mode starts from, made now where the image did not come with it."""
-        return image
+    @abstractmethod
+    def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        """The image with the half that this mode starts from, made now where the image did not come with it.
+
+        `is_trusted`: whether this host's kernel may read the image's file systems.
+        """
 
     @abstractmethod
     def check_image(self, image: Image) -> None:

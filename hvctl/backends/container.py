@@ -20,12 +20,13 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends import application as applications
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec
-from hvctl.rootfs import application
+from hvctl.rootfs import application, halves
 from hvctl.units import MIB
 
 _PERIOD_US = 100_000
@@ -46,6 +47,9 @@ class ContainerBackend(Backend):
         if require_kvm or record.spec.accel is not AccelChoice.AUTO:
             self.check_accelerator()
         return record, "privileged: its root is this host's root" if record.spec.is_privileged else ""
+
+    def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        return halves.ensure_tree(host, image, events, is_trusted=is_trusted)
 
     def format_stub(self, record: Record) -> str:
         domain = ElementTree.Element("domain", {"type": "lxc"})

@@ -15,12 +15,13 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends import application as applications
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files, machine, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
-from hvctl.rootfs import application
+from hvctl.rootfs import application, halves
 from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
@@ -50,6 +51,9 @@ class VmBackend(Backend):
         accelerator, reason = accel.choose(host, record.spec.accel, require_kvm=require_kvm)
         kernel_release = image.kernel_release if image.kernel else ""
         return replace(record, accelerator=accelerator, kernel_release=kernel_release), f"accelerator {reason}"
+
+    def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        return halves.ensure_disk(host, image, events)
 
     def format_stub(self, record: Record) -> str:
         domain = ElementTree.Element("domain", {"type": "qemu"})

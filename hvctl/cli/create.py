@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
 @click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait.")
 @click.option("--build", is_flag=True, help="Build the image first when it is not there.")
+@click.option("--trust-image", is_flag=True, help="Let this host's kernel read the image's file systems (xfs, btrfs).")
 @click.option("--print-xml", is_flag=True, help="Print the definition and make nothing.")
 @output_options
 def create(app: App, names: tuple[str, ...], **options: object) -> None:
@@ -105,6 +106,7 @@ def _parse(app: App, name: str, options: dict[str, object]) -> Request:
         authorized_keys=options["authorized_keys"],  # type: ignore[arg-type]
         user_data=options["user_data"],  # type: ignore[arg-type]
         require_kvm=bool(options["require_kvm"]),
+        trust_image=bool(options["trust_image"]),
         start=not options["no_start"],
         wait=Wait(str(options["wait"])),
         timeout_s=float(str(options["timeout"])),

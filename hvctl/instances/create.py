@@ -35,6 +35,8 @@ class Request:
     wishes: Wishes = field(default=Wishes(), repr=False)
     """Of an application: what it is to run otherwise than the image says."""
     require_kvm: bool = False
+    trust_image: bool = False
+    """Whether this host's kernel may read the file systems of the image, where hvctl cannot."""
     start: bool = True
     wait: Wait = Wait.SSH
     timeout_s: float = 180.0
@@ -60,7 +62,8 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     """
     host.require_root("create")
     backend, name = get_backend(request.spec.mode), request.spec.name
-    image = backend.complete_image(host, published.get_image(host, request.spec.image), events)
+    image = published.get_image(host, request.spec.image)
+    image = backend.complete_image(host, image, events, is_trusted=request.trust_image)
     plan = make_plan(host, request, image)
     with host.lock(name):
         if plan.note:
