@@ -30,7 +30,9 @@ def ensure_disk(host: Host, image: Image, events: Sink = ignore) -> Image:
         return image  # the backend says what is missing
 
     def make(work: Building, aside: Path) -> bytes:
-        return (treedisk if image.process is None else appdisk).make(work, image, aside)
+        if image.process is not None:
+            return appdisk.make(work, image, aside)
+        return treedisk.make(work, image, aside)
 
     return _ensure(host, image, made.DISK, make, events)
 
