@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--user-data", type=click.Path(path_type=Path), help="cloud-init user data; `-` reads stdin.")
 @click.option("--env", "-e", "environment", metavar="K=V", type=VARIABLE, multiple=True, help="For an application.")
 @click.option("--entrypoint", default=None, help="An application's, in place of its image's; empty: none.")
+@click.option("--user", default="", help="An application's, in place of its image's: USER[:GROUP], names or numbers.")
 @click.option("--autostart", is_flag=True, help="Start it when the host boots.")
 @click.option("--no-start", is_flag=True, help="Only make it.")
 @click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
@@ -128,6 +129,7 @@ def parse_wishes(options: dict[str, object]) -> Wishes:
         environment=tuple(options["environment"]),  # type: ignore[arg-type]
         entrypoint=None if entrypoint is None else (str(entrypoint),) if entrypoint else (),
         command=tuple(options["command"]),  # type: ignore[arg-type]
+        user=str(options["user"]),
     )
 
 

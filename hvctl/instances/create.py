@@ -98,7 +98,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
         mac=identity.new_mac(),
         login_user=image.login_user,
         host_key=key.public,
-        authorized_keys=request.authorized_keys,
+        authorized_keys=() if image.process is not None else request.authorized_keys,
         provision=image.provision,
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
