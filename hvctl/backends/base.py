@@ -109,6 +109,10 @@ class Backend(ABC):
         `is_trusted`: whether this host's kernel may read the image's file systems.
         """
 
+    def choose_template(self, image: Image) -> str:
+        """The template for an instance of this image when the user names none."""
+        return "application" if image.process is not None else "default"
+
     @abstractmethod
     def check_image(self, image: Image) -> None:
         """Raise InvalidSpec when the image has nothing that this mode can start."""
@@ -243,6 +247,14 @@ class Backend(ABC):
 
         `with_terminal` None: with one when stdin and stdout are terminals and the mode can.
         """
+
+    def pause(self, host: Host, record: Record) -> None:
+        """Stop all that runs inside, where it is; it stays in memory."""
+        domains.pause(domains.get(host.connection(self.mode), record.uuid))
+
+    def resume(self, host: Host, record: Record) -> None:
+        """Let a paused one go on."""
+        domains.resume(domains.get(host.connection(self.mode), record.uuid))
 
     def kill(self, host: Host, record: Record) -> None:
         """End it at once, whatever it is doing; fine when it is off already. Raises NotFound."""

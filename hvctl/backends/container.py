@@ -19,10 +19,10 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends import application as applications
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
+from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec
@@ -31,6 +31,7 @@ from hvctl.units import MIB
 
 _PERIOD_US = 100_000
 _INIT = "/sbin/init"
+_END_TIMEOUT_S = 10.0
 # libvirt or the kernel puts something of its own there.
 _RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 
@@ -163,7 +164,7 @@ class ContainerBackend(Backend):
             "cpu_quota_us": spec.cpus * _PERIOD_US,
             "init": _INIT,
             # In a container systemd and cloud-init read these where a kernel's command line would be.
-            "init_arguments": () if has_seed else ("cloud-init=disabled",),
+            "init_arguments": () if has_seed or record.provision is Provision.NONE else ("cloud-init=disabled",),
             "first_id": record.first_id or 0,
             "id_count": ids.COUNT,
             "emulator": "" if host.shell.call(daemons.has_systemd) else emulator.PROGRAM,
@@ -285,7 +286,24 @@ class ContainerBackend(Backend):
         """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
         with contextlib.suppress(WrongState):
             host.shell.call(enter.kill_init, self._controller(host, record))
-        super().kill(host, record)
+        try:
+            super().kill(host, record)
+        except LibvirtFailed:
+            # Its control groups went while libvirt was reading them (version 2): it is going off by itself then.
+            if not domains.goes_off(self._domain(host, record), timeout_s=_END_TIMEOUT_S):
+                raise
+
+    def pause(self, host: Host, record: Record) -> None:
+        if host.shell.call(freezer.has_own, self._controller(host, record)):
+            host.shell.call(freezer.freeze, self._controller(host, record))
+        else:
+            super().pause(host, record)
+
+    def resume(self, host: Host, record: Record) -> None:
+        if host.shell.call(freezer.has_own, self._controller(host, record)):
+            host.shell.call(freezer.thaw, self._controller(host, record))
+        else:
+            super().resume(host, record)
 
     def answers(self, host: Host, record: Record) -> bool:
         try:

@@ -20,7 +20,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, machine, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
-from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
+from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
 from hvctl.rootfs import application, halves
 from hvctl.units import MIB, TIB, format_size
 
@@ -61,6 +61,12 @@ class VmBackend(Backend):
             ElementTree.SubElement(domain, tag).text = text
         ElementTree.SubElement(ElementTree.SubElement(domain, "os"), "type", {"arch": "x86_64"}).text = "hvm"
         return ElementTree.tostring(domain, encoding="unicode")
+
+    def choose_template(self, image: Image) -> str:
+        """Firmware matters to a disk with a boot loader of its own alone."""
+        if image.firmware is Firmware.UEFI and image.kernel is None:
+            return "uefi"
+        return super().choose_template(image)
 
     def check_image(self, image: Image) -> None:
         if image.disk is None:

@@ -13,7 +13,7 @@ from hvctl.events import Sink, Stage
 from hvctl.host import Host
 from hvctl.instances import query
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, State, Wait
+from hvctl.model import Instance, Provision, State, Wait
 
 DEFAULT_TIMEOUT_S = 180.0
 _POLL_S = 0.02
@@ -40,9 +40,10 @@ def wait_until(
         return
     deadline_s = time.monotonic() + timeout_s
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
-    if goal is Wait.SSH and not instance.record.address:
-        goal = Wait.AGENT  # on no network of ours: nobody can knock, but a command can be run
-    if instance.record.is_application:
+    record = instance.record
+    if goal is Wait.SSH and (not record.address or record.provision is Provision.NONE):
+        goal = Wait.AGENT  # nobody can knock, or would be let in, but a command can be run
+    if record.is_application:
         stages = _process_stages(host, instance)
     else:
         stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
