@@ -80,8 +80,8 @@ def is_application(source: str) -> bool:
 
 def suggest_name(source: str, *, is_unique: bool = False) -> str:
     """A name for an image from there: the last part of its path, with its tag; `is_unique`: no other source's."""
-    path = re.split(r"[/:]", re.sub(r":latest$", "", source.partition("@")[0]))
-    parts = [part for part in path[-2:] if part] if ":" in source.rpartition("/")[2] else path[-1:]
+    last = source.partition("@")[0].removesuffix(":latest").rpartition("/")[2]
+    parts = [part for part in last.removeprefix(source.partition(":")[0]).split(":") if part]
     name = re.sub(r"[^a-z0-9._-]+|\.{2,}", "-", "-".join(parts).lower()).strip("._-")[:48].strip("._-") or "image"
     return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}" if is_unique else name
 
