@@ -226,6 +226,7 @@ def test_one_that_fails_at_once_says_so(host: Host, settings: Config, ran: None,
         (["--name", "UPPER", "app"], 255, "UPPER"),
         (["--env", "=x", "app"], 2, "K=V"),
         (["debian-12"], 255, "whole system"),
+        (["--env", "A=b", "debian-12", "--", "true"], 255, "whole system"),
         (["--json", "app"], 255, "no JSON"),
         ([], 2, "IMAGE"),
     ],
@@ -236,6 +237,21 @@ def test_what_cannot_be_run_says_why(
     done = cli.run(settings, "run", *options)
     assert (done.status, done.err.count("\n")) == (status, 1)
     assert reason in done.err
+
+
+def test_a_template_of_another_kind_is_refused(host: Host, settings: Config, ran: None, app: str) -> None:
+    for image, template in ((app, "default"), ("debian-12", "application")):
+        done = cli.run(settings, "create", "odd", "--container", "--image", image, "--template", template)
+        assert (done.status, done.err.count("\n")) == (7, 1)
+        assert "is for a" in done.err
+
+
+def test_a_source_is_pulled_once(host: Host, settings: Config, layout: Path) -> None:
+    source = f"oci:{layout}:latest"
+    first = images.get_or_bring(host, source)
+    assert images.get_or_bring(host, source) == first
+    assert images.get_or_bring(host, first.name) == first
+    images.delete(host, first.name)
 
 
 def test_a_whole_system_runs_one_command(settings: Config, ran: None, debian_image: str) -> None:
