@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hvctl import identity
-from hvctl.backends import application as applications
-from hvctl.backends import get_backend
+from hvctl.backends import get_backend, processes
 from hvctl.errors import AlreadyExists, GuestFailed, NotFound, UsageError
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
@@ -111,7 +110,7 @@ class _Watch:
         deadline_s = time.monotonic() + _LAST_WORD_S
         while True:
             is_running = self.look() and time.monotonic() < deadline_s
-            code = applications.read_status(self.host, self.instance.record).exit_code
+            code = processes.read_status(self.host, self.instance.record).exit_code
             if code is not None:
                 return code
             if not is_running:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hvctl import gc, images
-from hvctl.backends import application as applications
+from hvctl.backends import processes
 from hvctl.config import Config
 from hvctl.errors import HvctlError, InvalidSpec, NotFound
 from hvctl.host import Host
@@ -205,9 +205,9 @@ def test_a_service_is_kept_and_its_log_bounded(host: Host, settings: Config, ran
     assert "no sshd" in cli.run(settings, "ssh", "service").err
     assert cli.run(settings, "stop", "service").status == 0
     assert query.read_console(host, instance, lines=1) == ("told",)
-    assert applications.read_status(host, instance.record).exit_code == 5
+    assert processes.read_status(host, instance.record).exit_code == 5
     lifecycle.start(host, "service")
-    assert applications.read_status(host, instance.record).exit_code is None
+    assert processes.read_status(host, instance.record).exit_code is None
     lifecycle.delete(host, "service")
 
 

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
-from hvctl.backends import application as applications
+from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
@@ -121,7 +121,7 @@ class ContainerBackend(Backend):
         for path, mode, uid in ((given, 0o750, 0), (output, 0o700, owner)):
             call(files.make_directory, path, mode)
             call(files.set_owner, path, uid, owner)
-        for name, content in applications.format_files(host, record, secrets).items():
+        for name, content in processes.format_files(host, record, secrets).items():
             call(files.write_file, given / name, content, application.mode_of(name), group=owner)
         if record.spec.is_ephemeral:
             uid, gid = secrets.process_ids
@@ -322,7 +322,7 @@ class ContainerBackend(Backend):
 
         An application's: what its process printed.
         """
-        if record.is_application and (printed := applications.read_log(host, record, limit_bytes=limit_bytes)):
+        if record.is_application and (printed := processes.read_log(host, record, limit_bytes=limit_bytes)):
             return printed
         if not record.is_application and domains.is_active(self._domain(host, record)):
             journal = ("journalctl", "--boot", "--no-pager", "--quiet", "--output=short-monotonic")

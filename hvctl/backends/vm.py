@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends import application as applications
+from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec
 from hvctl.events import Sink
@@ -115,7 +115,7 @@ class VmBackend(Backend):
         store, call = host.store, host.shell.call
         call(files.make_directory, store.application(record.uuid), 0o711)
         call(files.make_directory, store.output(record.uuid), 0o711)
-        given = applications.format_files(host, record, secrets)
+        given = processes.format_files(host, record, secrets)
         names = application.format_names(record, record.address)
         rest = {name: content for name, content in given.items() if name not in names}
         for name, content in (("application", rest), ("names", names)):
@@ -263,7 +263,7 @@ class VmBackend(Backend):
         return domains.get_resident_bytes(self._domain(host, record))
 
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
-        if record.is_application and (printed := applications.read_log(host, record, limit_bytes=limit_bytes)):
+        if record.is_application and (printed := processes.read_log(host, record, limit_bytes=limit_bytes)):
             return printed
         path = host.store.console_log(record.uuid)
         if not host.shell.call(files.exists, path):

@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator
 
 from hvctl.access.banner import Reach, probe
-from hvctl.backends import application as applications
-from hvctl.backends import get_backend
+from hvctl.backends import get_backend, processes
 from hvctl.errors import GuestFailed, HvctlError, TimedOut
 from hvctl.events import Sink, Stage
 from hvctl.host import Host
@@ -85,7 +84,7 @@ def _agent_stages(host: Host, instance: Instance) -> Iterator[str]:
 
 def _process_stages(host: Host, instance: Instance) -> Iterator[str]:
     """Until an application's process runs, or has ended well. Raises GuestFailed when it has failed already."""
-    while not (status := applications.read_status(host, instance.record)).has_started:
+    while not (status := processes.read_status(host, instance.record)).has_started:
         yield "process"
     if status.exit_code:
         message = f"the process of {instance.name!r} ended at once, with code {status.exit_code}"
