@@ -28,6 +28,7 @@ __all__ = [
     "delete",
     "find_unused",
     "get",
+    "get_or_bring",
     "list_images",
     "parse_request",
     "prune",
@@ -76,6 +77,24 @@ def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)
     return image
+
+
+def get_or_bring(host: Host, source: str, *, is_insecure: bool = False, events: Sink = ignore) -> Image:
+    """The image of this name; or, of a source, the one that came from there, brought here now where there is none.
+
+    Raises what `bring` raises, and NotFound for a name that no image has.
+    """
+    if not sources.is_source(source):
+        return published.get_image(host, source)
+    name, own_name = sources.suggest_name(source), sources.suggest_name(source, is_unique=True)
+    named, own = published.find_image(host, name), published.find_image(host, own_name)
+    if named is not None and named.source == source:
+        return named
+    if own is not None:
+        return own
+    # Nobody else's image loses its name to something that is only to be run.
+    wanted = Wanted(name=own_name if named else name, source=source, is_insecure=is_insecure)
+    return bring(host, wanted, events)
 
 
 def get(host: Host, name: str) -> Listed:

@@ -17,12 +17,16 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
+from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
+from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, ids, roots
+from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, ids, roots, streams
+from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec
+from hvctl.rootfs import application, halves
 from hvctl.units import MIB
 
 _PERIOD_US = 100_000
@@ -44,6 +48,9 @@ class ContainerBackend(Backend):
         if require_kvm or record.spec.accel is not AccelChoice.AUTO:
             self.check_accelerator()
         return record, "privileged: its root is this host's root" if record.spec.is_privileged else ""
+
+    def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        return halves.ensure_tree(host, image, events, is_trusted=is_trusted)
 
     def format_stub(self, record: Record) -> str:
         domain = ElementTree.Element("domain", {"type": "lxc"})
@@ -68,6 +75,9 @@ class ContainerBackend(Backend):
         return
 
     def check_terminal(self) -> None:
+        return
+
+    def check_application_exec(self) -> None:
         return
 
     def check_mounts(self, host: Host, spec: Spec) -> None:
@@ -98,8 +108,27 @@ class ContainerBackend(Backend):
         for path, mode in ((store.instance(record.uuid), 0o710), (store.identity(record.uuid), 0o750)):
             call(files.make_directory, path, mode)
             call(files.set_owner, path, 0, record.first_id or 0)
+        if secrets.process is not None:
+            self._create_application(host, record, secrets)
+            return
         for name, content in credentials(record, secrets).items():
             self._write_identity(host, record, name, content)
+
+    def _create_application(self, host: Host, record: Record, secrets: Secrets) -> None:
+        """What its root may read but not change, and where its init writes."""
+        store, call, owner = host.store, host.shell.call, record.first_id or 0
+        given, output = store.application(record.uuid), store.output(record.uuid)
+        for path, mode, uid in ((given, 0o750, 0), (output, 0o700, owner)):
+            call(files.make_directory, path, mode)
+            call(files.set_owner, path, uid, owner)
+        for name, content in processes.format_files(host, record, secrets).items():
+            call(files.write_file, given / name, content, application.mode_of(name), group=owner)
+        if record.spec.is_ephemeral:
+            uid, gid = secrets.process_ids
+            call(streams.make_fifos, given, owner + uid, owner + gid)
+
+    def open_streams(self, host: Host, record: Record) -> Streams:
+        return host.shell.call(streams.open_fifos, host.store.application(record.uuid))
 
     def _write_identity(self, host: Host, record: Record, name: str, content: bytes) -> None:
         """Root's, so that the container cannot change it, and for its root to read."""
@@ -139,6 +168,11 @@ class ContainerBackend(Backend):
             "first_id": record.first_id or 0,
             "id_count": ids.COUNT,
             "emulator": "" if host.shell.call(daemons.has_systemd) else emulator.PROGRAM,
+            "programs": tuple(
+                (application.find_program(host, name), f"{application.HERE}/{name}") for name in ("busybox", "gosu")
+            ),
+            "application": str(store.application(uuid)),
+            "output": str(store.output(uuid)),
             "root": str(store.container_root(uuid)),
             "identity": str(store.identity(uuid)),
             "proc_files": _proc_files() if host.shell.call(daemons.has_lxcfs) else (),
@@ -220,6 +254,11 @@ class ContainerBackend(Backend):
         host.shell.call(files.remove, host.store.renaming(record.uuid))
 
     def write_name(self, host: Host, record: Record) -> None:
+        if record.is_application:
+            given, owner = host.store.application(record.uuid), record.first_id or 0
+            for name, content in application.format_names(record, record.address).items():
+                host.shell.call(files.write_file, given / name, content, application.mode_of(name), group=owner)
+            return
         self._write_identity(host, record, "hvctl.name", record.name.encode())
 
     def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
@@ -246,7 +285,7 @@ class ContainerBackend(Backend):
     def ask_to_stop(self, host: Host, record: Record) -> None:
         """libvirt speaks to systemd's and SysV's init; busybox's takes its SIGTERM for a wish to reboot. A system's own
         `poweroff` knows whom it speaks to."""
-        if record.provision is Provision.NONE:
+        if record.provision is Provision.NONE and not record.is_application:
             with contextlib.suppress(HvctlError):
                 if self.run_inside(host, record, ("poweroff",), b"").status == 0:
                     return
@@ -291,8 +330,13 @@ class ContainerBackend(Backend):
         return domains.get_used_bytes(self._domain(host, record))
 
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
-        """The journal of this boot while it runs (it is kept in memory); else what its controller said."""
-        if domains.is_active(self._domain(host, record)):
+        """The journal of this boot while it runs (it is kept in memory); else what its controller said.
+
+        An application's: what its process printed.
+        """
+        if record.is_application and (printed := processes.read_log(host, record, limit_bytes=limit_bytes)):
+            return printed
+        if not record.is_application and domains.is_active(self._domain(host, record)):
             journal = ("journalctl", "--boot", "--no-pager", "--quiet", "--output=short-monotonic")
             result = self.run_inside(host, record, journal, b"")
             if result.status == 0 and result.stdout:

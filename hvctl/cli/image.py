@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from hvctl.cli.app import App, confirm, output_options
 from hvctl.cli.parameters import SIZE
 from hvctl.cli.present import format_age
 from hvctl.errors import UsageError
-from hvctl.model import Firmware, Provision
+from hvctl.model import Firmware, Image, Process, Provision
 from hvctl.units import format_size
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def pull(app: App, source: str, name: str, sha256: str, user: str, insecure: boo
     SOURCE is one of
       ubuntu-24.04           a name of the catalogue: hvctl image catalogue
       images:debian/12/cloud an image of a simplestreams server (setting `simplestreams`)
+      docker://HOST/APP:TAG  an application image of a registry (docker://alpine: Docker's); also oci:DIR[:TAG],
+                             oci-archive:FILE, docker-archive:FILE
       https://HOST/PATH      a disk or root tree; with --name, and --sha256 or --insecure
 
     The same again is only looked up: nothing is fetched twice. The new image takes over the name.
@@ -243,9 +246,13 @@ def _bring(app: App, wanted: Wanted) -> None:
 
 
 def _name_of(source: str) -> str:
-    """What an image is called when the user does not say: the catalogue's name, or `images-debian-12`."""
+    """What an image is called when the user does not say: the catalogue's name, `images-debian-12`, `app-1.2`."""
+    from hvctl.rootfs import sources
+
     if source.startswith("images:"):
         return source.lower().replace(":", "-").replace("/", "-")
+    if sources.is_application(source):
+        return sources.suggest_name(source)
     if _SCHEME.match(source) or "/" in source:
         raise UsageError(f"{source[:100]!r} does not say what it is to be called", hint="add --name NAME")
     return source
@@ -271,6 +278,7 @@ def _as_json(item: Listed) -> dict[str, object]:
         "size_bytes": item.size_bytes,
         "has_disk": found.disk is not None,
         "has_tree": found.has_tree,
+        "process": _process_as_json(found.process) if found.process else None,
         "firmware": found.firmware.value,
         "source": found.source,
         "origin": found.origin,
@@ -278,6 +286,36 @@ def _as_json(item: Listed) -> dict[str, object]:
         "users": list(item.users),
         "problem": "",
     }
+
+
+def _process_as_json(process: Process) -> dict[str, object]:
+    return {
+        "entrypoint": list(process.entrypoint),
+        "command": list(process.command),
+        "environment": dict(process.environment),
+        "user": process.user,
+        "directory": process.directory,
+        "ports": list(process.ports),
+        "stop_signal": process.stop_signal,
+    }
+
+
+def _process_as_pairs(process: Process) -> list[tuple[str, str]]:
+    return [
+        ("entrypoint", shlex.join(process.entrypoint)),
+        ("command", shlex.join(process.command)),
+        *(("environment", f"{key}={value}") for key, value in process.environment),
+        ("user", process.user),
+        ("directory", process.directory),
+        ("ports", " ".join(process.ports)),
+        ("stop signal", process.stop_signal),
+    ]
+
+
+def _login_of(image: Image) -> str:
+    if image.process is not None:
+        return ""
+    return image.login_user if image.provision is not Provision.NONE else "by exec only: no cloud-init"
 
 
 def _as_row(item: Listed) -> tuple[str, ...]:
@@ -308,7 +346,8 @@ def _as_pairs(item: Listed) -> list[tuple[str, str]]:
         ("id", found.id),
         ("os", f"{found.os} {found.version} ({found.architecture})"),
         ("runs as", ", ".join(kinds)),
-        ("login", found.login_user if found.provision is not Provision.NONE else "by exec only: no cloud-init"),
+        ("login", _login_of(found)),
+        *(_process_as_pairs(found.process) if found.process else []),
         ("kernel", found.kernel_release),
         ("arguments", " ".join(found.kernel_arguments)),
         ("disk", format_size(found.disk.virtual_bytes) if found.disk else ""),

@@ -37,6 +37,20 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
+class Variable(click.ParamType):  # type: ignore[type-arg]
+    """`K=V` for an environment, K whatever has no `=`, as a pair; `K` alone takes the caller's value."""
+
+    name = "k=v"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or "\0" in key + text:
+            self.fail(f"{value!r} is not K=V", param, ctx)
+        return key, text if equals else os.environ.get(key, "")
+
+
 class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
     """`SRC:DST[:ro]` as a Mount; what its root writes belongs to the caller, by SUDO_UID where sudo was used."""
 
@@ -54,8 +68,22 @@ class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
         return Mount(source=os.path.abspath(source), target=rest[0], is_read_only=rest[1:] == ["ro"], uid=uid, gid=gid)
 
 
+class WithCommand(click.Command):
+    """A command whose last words, after `--`, are a command of the user's: the parameter `command`, not its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        command: list[str] = []
+        if "--" in args:
+            at = args.index("--")
+            args, command = args[:at], args[at + 1 :]
+        rest = super().parse_args(ctx, args)
+        ctx.params["command"] = tuple(command)
+        return rest
+
+
 SIZE = Size()
 PAIR = Pair()
+VARIABLE = Variable()
 MOUNT = SharedDirectory()
 
-__all__ = ["MOUNT", "PAIR", "SIZE"]
+__all__ = ["MOUNT", "PAIR", "SIZE", "VARIABLE", "WithCommand"]

@@ -139,6 +139,19 @@ def list_names(path: Path) -> list[str]:
         return []
 
 
+def list_tree(path: Path) -> list[tuple[str, str]]:
+    """Everything below a directory, each directory before what is in it: relative path; `/` for a directory, empty for
+    a file, else where a link points."""
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted((*folders, *names)):
+            full = os.path.join(folder, name)
+            link = os.readlink(full) if os.path.islink(full) else "/" if os.path.isdir(full) else ""
+            found.append((os.path.relpath(full, path), link))
+    return found
+
+
 def available_bytes(path: Path) -> int:
     """Bytes that a process may still write on the file system of `path` (statvfs f_bavail)."""
     facts = os.statvfs(path)
@@ -162,6 +175,11 @@ def set_owner(path: Path, uid: int, gid: int) -> None:
 def is_directory(path: Path) -> bool:
     """Whether this is a directory, or a link to one."""
     return path.is_dir()
+
+
+def is_link(path: Path) -> bool:
+    """Whether this is a symbolic link."""
+    return path.is_symlink()
 
 
 def clone_file(source: Path, target: Path, mode: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 _SYS_OPENAT2 = 437
@@ -40,6 +42,36 @@ def read(tree: Path, name: str, limit_bytes: int) -> tuple[bytes | None, str]:
     if len(content) > limit_bytes:
         return None, f"it is longer than {limit_bytes} bytes"
     return content, ""
+
+
+def find(tree: Path, names: Sequence[str]) -> str:
+    """The first of these names that is something in the tree; empty: none is."""
+    root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in names:
+            with contextlib.suppress(OSError):
+                os.close(_open_in_root(root, name.lstrip("/")))
+                return name
+    finally:
+        os.close(root)
+    return ""
+
+
+def list_names(tree: Path, name: str) -> list[str]:
+    """The names in a directory of the tree, sorted; empty when it is not there."""
+    root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = _open_in_root(root, name.lstrip("/"))
+    except OSError:
+        return []
+    finally:
+        os.close(root)
+    try:
+        return sorted(os.listdir(f"/proc/self/fd/{found}"))
+    except NotADirectoryError:
+        return []
+    finally:
+        os.close(found)
 
 
 def _open_in_root(root: int, name: str) -> int:

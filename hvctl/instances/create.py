@@ -18,7 +18,8 @@ from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import CREATE
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Image, Instance, Provision, Record, Spec, Wait
-from hvctl.rootfs import published
+from hvctl.rootfs import application, published
+from hvctl.rootfs.application import Wishes
 
 _USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -31,7 +32,11 @@ class Request:
     authorized_keys: tuple[str, ...] = ()
     """Public key lines that may log in; checked by `identity.check_public_key`."""
     user_data: bytes = field(default=b"", repr=False)
+    wishes: Wishes = field(default=Wishes(), repr=False)
+    """Of an application: what it is to run otherwise than the image says."""
     require_kvm: bool = False
+    trust_image: bool = False
+    """Whether this host's kernel may read the file systems of the image, where hvctl cannot."""
     start: bool = True
     wait: Wait = Wait.SSH
     timeout_s: float = 180.0
@@ -57,7 +62,8 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     """
     host.require_root("create")
     backend, name = get_backend(request.spec.mode), request.spec.name
-    image = backend.complete_image(host, published.get_image(host, request.spec.image), events)
+    image = published.get_image(host, request.spec.image)
+    image = backend.complete_image(host, image, events, is_trusted=request.trust_image)
     plan = make_plan(host, request, image)
     with host.lock(name):
         for note in filter(None, (plan.note, _describe_access(plan.record))):
@@ -92,15 +98,16 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
         mac=identity.new_mac(),
         login_user=image.login_user,
         host_key=key.public,
-        authorized_keys=request.authorized_keys,
+        authorized_keys=() if image.process is not None else request.authorized_keys,
         provision=image.provision,
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     backend.check(host, record, image)
     record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
-    secrets = Secrets(host_key=key.private, user_data=request.user_data)
+    secrets = _make_secrets(host, request, image, key.private)
     plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
     xml = format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
+    _check_kind(xml, plan)
     if (
         ElementTree.fromstring(xml).find("devices/interface") is None
     ):  # on no network of ours: there is nothing to reserve
@@ -122,6 +129,34 @@ def _describe_access(record: Record) -> str:
     if record.provision is not Provision.NONE:
         return ""
     return f"its image has no cloud-init, so it gets no keys and no name: enter it by hvctl exec {record.name}"
+
+
+def _check_kind(xml: str, plan: Plan) -> None:
+    """Raise InvalidSpec for a template of a whole system with an application, or the other way round."""
+    needs, has = plan.image.process is not None, "hvctl/application" in xml
+    if needs != has:
+        kinds = {True: "an application", False: "a whole system"}
+        raise InvalidSpec(
+            f"template {plan.template.name!r} is for {kinds[has]}, and image {plan.image.name!r} is {kinds[needs]}",
+            hint="leave --template away, or see: hvctl template list",
+        )
+
+
+def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -> Secrets:
+    """What it gets that stands in no record. Raises InvalidSpec for what this image has no use for."""
+    if image.process is None:
+        if request.wishes.are_any:
+            raise InvalidSpec(
+                f"image {image.name!r} is a whole system: it has no command of its own",
+                hint="leave --env, --entrypoint and the command away; run it later: hvctl exec",
+            )
+        return Secrets(host_key=host_key, user_data=request.user_data)
+    if request.user_data:
+        raise InvalidSpec(f"image {image.name!r} has no cloud-init for user data", hint="leave --user-data away")
+    application.check_programs(host)
+    process = application.resolve(image, request.wishes)
+    ids = application.find_ids(host, image, process)
+    return Secrets(host_key=host_key, process=process, process_ids=ids)
 
 
 def _check_user_data(user_data: bytes) -> None:

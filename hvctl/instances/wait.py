@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from hvctl.access.banner import Reach, probe
-from hvctl.backends import get_backend
+from hvctl.backends import get_backend, processes
 from hvctl.errors import GuestFailed, HvctlError, TimedOut
 from hvctl.events import Sink, Stage
 from hvctl.host import Host
@@ -23,6 +23,7 @@ _WHY = {
     "network": "its address does not answer",
     "ssh": "the network answers, but sshd does not",
     "agent": "no command can be run inside yet",
+    "process": "its init has not started its process yet",
 }
 
 
@@ -56,6 +57,8 @@ def wait_until(
 
 def _choose_stages(host: Host, instance: Instance, goal: Wait, log_start: int) -> Iterator[str]:
     record = instance.record
+    if record.is_application:
+        return _process_stages(host, instance)
     if goal is Wait.SSH and record.provision is Provision.NONE:
         return _boot_stages(host, instance, log_start)  # it has no key of ours, perhaps no sshd, and may have no agent
     if goal is Wait.AGENT or not record.address:  # on no network of ours: nobody can knock, but a command can be run
@@ -87,6 +90,15 @@ def _ssh_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]
 def _agent_stages(host: Host, instance: Instance) -> Iterator[str]:
     while not get_backend(instance.record.mode).answers(host, instance.record):
         yield "agent"
+
+
+def _process_stages(host: Host, instance: Instance) -> Iterator[str]:
+    """Until an application's process runs, or has ended well. Raises GuestFailed when it has failed already."""
+    while not (status := processes.read_status(host, instance.record)).has_started:
+        yield "process"
+    if status.exit_code:
+        message = f"the process of {instance.name!r} ended at once, with code {status.exit_code}"
+        raise GuestFailed(_with_console(host, instance, message, 0), hint=f"hvctl logs {instance.name}")
 
 
 def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float, log_start: int) -> TimedOut:

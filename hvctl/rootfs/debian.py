@@ -11,14 +11,13 @@ from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Disk, Image, Provision
-from hvctl.rootfs import aptconfig, guestfiles
+from hvctl.rootfs import aptconfig, filesystem, guestfiles
 from hvctl.rootfs.building import Building, begin, now
 from hvctl.rootfs.request import BuildRequest
 from hvctl.shell import Completed
 from hvctl.units import GIB
 
 _BOOTSTRAP_TIMEOUT_S = 3600
-_DISK_TIMEOUT_S = 900
 _NEEDED_BYTES = 3 * GIB
 
 # On top of mmdebstrap's "minbase" (Essential and apt). busybox-static and xz-utils are for the initrd.
@@ -27,9 +26,6 @@ _PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "busybox-static", "xz-utils", "cloud-init", "qemu-guest-agent"),
     *("ca-certificates", "iputils-ping", "less", "procps", "vim-tiny"),
 )
-
-# `net.ifnames=0`: the interface is eth0, as it is in a container.
-_KERNEL_ARGUMENTS = ("root=/dev/vda", "rw", "console=ttyS0", "quiet", "net.ifnames=0")
 
 # What mmdebstrap says when it begins a phase, and how much of the whole is done then, in percent (measured).
 _PHASES = (
@@ -78,7 +74,10 @@ def build(host: Host, request: BuildRequest, events: Sink) -> Image:
     with begin(host, request.name, events, needed_bytes=_NEEDED_BYTES) as building:
         work = _Build(building=building, request=request)
         _make_tree(work)
-        return building.publish(_describe(work, _make_disk(work)))
+        percent = filesystem.Percent(file_system=80, disk=87, digests=94)
+        target, size_bytes = work.image / "disk.qcow2", request.disk_bytes
+        disk = filesystem.make_disk(building, work.rootfs, target, virtual_bytes=size_bytes, percent=percent)
+        return building.publish(_describe(work, disk))
 
 
 def _make_tree(work: _Build) -> None:
@@ -140,40 +139,6 @@ def _bootstrap_command(work: _Build) -> list[str]:
     ]
 
 
-def _make_disk(work: _Build) -> Disk:
-    """The whole-disk ext4 file system of the tree, as qcow2."""
-    raw, disk = work.directory / "disk.raw", work.image / "disk.qcow2"
-    work.tell("making the file system", 80)
-    make_file_system = [
-        "mke2fs",
-        "-q",
-        "-t",
-        "ext4",
-        "-L",
-        "root",
-        "-m",
-        "1",
-        "-e",
-        "remount-ro",
-        # The file is sparse, so zeroing all inode tables now costs nothing; a guest would write them in the background
-        # of its first boot, into its own layer.
-        "-E",
-        "lazy_itable_init=0,lazy_journal_init=1,nodiscard",
-        "-d",
-        str(work.rootfs),
-        "--",
-        str(raw),
-        f"{work.request.disk_bytes // 1024}k",
-    ]
-    work.host.shell.run(make_file_system, timeout_s=_DISK_TIMEOUT_S)
-    work.tell("making the disk", 87)
-    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "--", str(raw), str(disk)]
-    work.host.shell.run(convert, timeout_s=_DISK_TIMEOUT_S)
-    work.host.shell.call(files.remove, raw)
-    work.tell("computing digests", 94)
-    return Disk(artefact=work.building.artefact(disk), format="qcow2", virtual_bytes=work.request.disk_bytes)
-
-
 def _describe(work: _Build, disk: Disk) -> Image:
     """Kernel and initrd beside the disk, and everything as a value."""
     call, boot = work.host.shell.call, work.rootfs / "boot"
@@ -197,7 +162,7 @@ def _describe(work: _Build, disk: Disk) -> Image:
         disk=disk,
         kernel=work.building.artefact(work.image / "vmlinuz"),
         initrd=work.building.artefact(work.image / "initrd"),
-        kernel_arguments=_KERNEL_ARGUMENTS,
+        kernel_arguments=filesystem.KERNEL_ARGUMENTS,
         kernel_release=releases[0],
         has_tree=True,
         packages=work.request.packages,

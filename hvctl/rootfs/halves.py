@@ -1,34 +1,87 @@
 """The two halves of an image, tree and disk: the one that it did not come with is made once, when first needed, and kept.
 
-    images/ID/made/disk/   half.json disk.qcow2 [vmlinuz initrd]
-    images/ID/made/tree/   half.json rootfs/
-
-Made aside and published by one rename below the image's directory, which is otherwise never written again; whoever
-removes the image removes its halves with it.
+Made aside under a lock and published by one rename below the image's directory, which is otherwise never written again;
+whoever removes the image removes its halves with it. What is there is read in `made.py`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from hvctl.errors import InvalidSpec
+from hvctl.errors import WrongState
+from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import manifest
+from hvctl.rootfs import appdisk, building, disktree, made, treedisk
+from hvctl.rootfs.building import Building
+
+_LOOK_AGAIN_S = 0.05
 
 
-def complete(host: Host, image: Image) -> Image:
-    """The image with the half that was made for it, if one was. Raises InvalidSpec when that is damaged."""
-    call, made = host.shell.call, host.store.made(image.id)
-    if image.disk is None and call(files.exists, made / "disk" / "half.json"):
-        source = made / "disk" / "half.json"
-        try:
-            data = json.loads(call(files.read_file, source))
-            image = manifest.with_disk(image, data, "made/disk")
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidSpec(f"{str(source)!r} is damaged: {error!r}", hint=f"remove {source.parent}") from error
-    if not image.has_tree and call(files.exists, made / "tree" / "half.json"):
-        image = replace(image, has_tree=True)
-    return image
+def ensure_disk(host: Host, image: Image, events: Sink = ignore) -> Image:
+    """The image with a disk, made of its tree now where it has none. Some seconds; many may ask at once.
+
+    Raises InvalidSpec for a tree that cannot be started as a VM, HostError for a full store; nothing stays then.
+    """
+    if image.disk is not None or not image.has_tree:
+        return image  # the backend says what is missing
+
+    def make(work: Building, aside: Path) -> bytes:
+        if image.process is not None:
+            return appdisk.make(work, image, aside)
+        return treedisk.make(work, image, aside)
+
+    return _ensure(host, image, made.DISK, make, events)
+
+
+def ensure_tree(host: Host, image: Image, events: Sink = ignore, *, is_trusted: bool = False) -> Image:
+    """The image with a tree, read from its disk now where it has none.
+
+    `is_trusted`: this kernel may mount file systems that hvctl cannot read itself. Raises InvalidSpec where no Linux
+    root is found, Unsupported for a file system that only the kernel could read, HostError; nothing stays then.
+    """
+    if image.has_tree or image.disk is None:
+        return image
+
+    def make(work: Building, aside: Path) -> bytes:
+        return disktree.make(work, image, aside, is_trusted=is_trusted)
+
+    return _ensure(host, image, made.TREE, make, events)
+
+
+def _ensure(host: Host, image: Image, half: str, make: Callable[[Building, Path], bytes], events: Sink) -> Image:
+    """Make a half unless it is there; `make` fills a directory and gives what its half.json says."""
+    call = host.shell.call
+    host.require_root(f"making the {half} of image {image.name!r}")
+    with _holding(host, f"half-{half}-{image.id}", image, events):
+        if not call(files.exists, made.description(host, image, half)):
+            events(Note(image.name, f"making its {half}, once; later instances find it there"))
+            with building.begin(host, image.name, events) as work:
+                aside = work.directory / "half"
+                # The qemu user passes through the disk's directory; nobody enters the tree's.
+                call(files.make_directory, aside, 0o700 if half == made.TREE else 0o711)
+                call(files.write_file, aside / "half.json", make(work, aside), 0o444)
+                call(files.make_directory, host.store.made(image.id), 0o711)
+                call(files.publish, aside, host.store.made(image.id) / half)
+                work.tell("done", 100)
+    return made.complete(host, image)
+
+
+@contextlib.contextmanager
+def _holding(host: Host, name: str, image: Image, events: Sink) -> Iterator[None]:
+    """Hold a lock that others may hold for minutes, and stop waiting when somebody cancels."""
+    with contextlib.ExitStack() as stack:
+        is_told = False
+        while True:
+            try:
+                stack.enter_context(host.lock(name))
+                break
+            except WrongState:
+                if not is_told:
+                    events(Note(image.name, "waiting for another hvctl that is making the same"))
+                is_told = True
+                host.pause(_LOOK_AGAIN_S)
+        yield

@@ -1,0 +1,137 @@
+"""The disk of an image that came as a tree: its file system, and a kernel that is known to boot it.
+
+A tree that hvctl built has its kernel, initrd and modules in it. Any other gets those of the image that the settings
+name (`image`), which hvctl built: containers' trees have none, and a foreign initrd looks for another disk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hvctl.errors import InvalidSpec, Unsupported
+from hvctl.events import Note
+from hvctl.host import Host
+from hvctl.hostside import files, inroot
+from hvctl.model import Image, Provision
+from hvctl.rootfs import filesystem, intake, manifest, published
+from hvctl.rootfs.building import Building, check_space
+from hvctl.rootfs.filesystem import KERNEL_ARGUMENTS
+from hvctl.rootfs.request import DEFAULT_DISK_BYTES
+from hvctl.units import GIB, MIB
+
+_PERCENT = filesystem.Percent(file_system=5, disk=55, digests=85)
+_OWN_KERNEL = "usr/lib/hvctl/kernel"
+_INITS = ("sbin/init", "usr/sbin/init", "lib/systemd/systemd", "usr/lib/systemd/systemd")
+_FOREIGN_ARGUMENTS = ("fstab=no",)  # its fstab, if any, is about the disk that it came from
+_BOOT_FILE_LIMIT_BYTES = 256 * MIB
+# Inodes are made for files of 16 KiB; trees have smaller ones.
+_ROOM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kernel:
+    """What a disk without a boot loader is booted by."""
+
+    release: str
+    arguments: tuple[str, ...]
+    origin: str
+    """For people: `image debian-12`, or where it is the tree's own, `the tree`."""
+    donor: Image | None = None
+    """The image that lends it; None: it is in the tree."""
+
+
+def make(work: Building, image: Image, aside: Path) -> bytes:
+    """Make disk, kernel and initrd in `aside`; what half.json says of them.
+
+    Raises InvalidSpec for a tree without an init, NotFound when no image has a kernel to give.
+    """
+    host, call = work.host, work.host.shell.call
+    tree = host.store.image_tree(image.id)
+    if not call(inroot.find, tree, _INITS):
+        raise InvalidSpec(
+            f"the tree of image {image.name!r} has no {_INITS[0]}, so it cannot run as a VM",
+            hint="see what it is: hvctl image show",
+        )
+    kernel = _find_own(host, tree) or _get_donors(host)
+    used_bytes = call(files.disk_usage, tree)
+    check_space(host, f"making the disk of {image.name!r}", 2 * used_bytes + GIB // 4)
+    if kernel.donor is not None:
+        work.events(Note(image.name, f"a VM of it gets the kernel {kernel.release} of {kernel.origin}"))
+    disk = filesystem.make_disk(
+        work,
+        tree,
+        aside / "disk.qcow2",
+        virtual_bytes=max(DEFAULT_DISK_BYTES, -(-_ROOM * used_bytes // GIB) * GIB),
+        percent=_PERCENT,
+        modules=_find_missing_modules(host, tree, kernel),
+    )
+    _place_boot_files(host, tree, kernel, aside)
+    finished = replace(
+        image,
+        disk=disk,
+        kernel=work.artefact(aside / "vmlinuz"),
+        initrd=work.artefact(aside / "initrd"),
+        kernel_arguments=kernel.arguments,
+        kernel_release=kernel.release,
+    )
+    data = {**json.loads(manifest.format_disk(finished)), "made_from": "tree", "kernel_from": kernel.origin}
+    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _find_own(host: Host, tree: Path) -> _Kernel | None:
+    """The newest kernel in a tree that hvctl built, its initrd one that boots there."""
+    call = host.shell.call
+    if not call(inroot.find, tree, [_OWN_KERNEL]):
+        return None
+    names = call(inroot.list_names, tree, "boot")
+    releases = [name.removeprefix("vmlinuz-") for name in names if name.startswith("vmlinuz-")]
+    whole = [
+        release
+        for release in releases
+        if f"initrd.img-{release}" in names and call(inroot.find, tree, _module_places(release))
+    ]
+    if not whole:
+        return None
+    newest = max(whole, key=lambda release: [int(part) for part in re.findall("[0-9]+", release)])
+    return _Kernel(release=newest, arguments=KERNEL_ARGUMENTS, origin="the tree")
+
+
+def _get_donors(host: Host) -> _Kernel:
+    """The kernel of the image that the settings name. Raises NotFound, or Unsupported when hvctl did not build that."""
+    name = host.config.image
+    image = published.get_image(host, name)
+    if image.kernel is None or image.initrd is None or image.provision is not Provision.CREDENTIALS:
+        raise Unsupported(
+            f"image {name!r}, which the settings name, has no kernel to give",
+            hint="hvctl image build debian-12; HVCTL_IMAGE=debian-12 hvctl ...",
+        )
+    arguments = (*image.kernel_arguments, *_FOREIGN_ARGUMENTS)
+    return _Kernel(release=image.kernel_release, arguments=arguments, origin=f"image {name}", donor=image)
+
+
+def _find_missing_modules(host: Host, tree: Path, kernel: _Kernel) -> filesystem.Modules | None:
+    call, places = host.shell.call, _module_places(kernel.release)
+    if kernel.donor is None or call(inroot.find, tree, places):
+        return None
+    source = host.store.image_tree(kernel.donor.id)
+    has_merged_usr = call(files.is_link, tree / "lib")
+    return filesystem.Modules(source=source / places[0], target=places[0] if has_merged_usr else places[1])
+
+
+def _place_boot_files(host: Host, tree: Path, kernel: _Kernel, aside: Path) -> None:
+    call = host.shell.call
+    if kernel.donor is not None:
+        assert kernel.donor.kernel and kernel.donor.initrd
+        for artefact, target in ((kernel.donor.kernel, "vmlinuz"), (kernel.donor.initrd, "initrd")):
+            call(files.clone_file, host.store.image(kernel.donor.id) / artefact.file, aside / target, 0o444)
+        return
+    for source, target in ((f"vmlinuz-{kernel.release}", "vmlinuz"), (f"initrd.img-{kernel.release}", "initrd")):
+        content = intake.read_in_tree(host, tree, f"boot/{source}", limit_bytes=_BOOT_FILE_LIMIT_BYTES)
+        call(files.write_file, aside / target, content or b"", 0o444)
+
+
+def _module_places(release: str) -> list[str]:
+    return [f"usr/lib/modules/{release}", f"lib/modules/{release}"]
