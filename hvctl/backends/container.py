@@ -17,17 +17,20 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
+from hvctl.backends import containerimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
 from hvctl.libvirtapi import domains
-from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec
+from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
 from hvctl.rootfs import halves
+from hvctl.rootfs.building import Building
 from hvctl.units import MIB
 
 _PERIOD_US = 100_000
+_COPY_TIMEOUT_S = 7200
 _INIT = "/sbin/init"
 # libvirt or the kernel puts something of its own there.
 _RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
@@ -124,6 +127,22 @@ class ContainerBackend(Backend):
     def discard_files(self, host: Host, record: Record) -> None:
         host.shell.call(roots.unmount, host.store.instance(record.uuid))
         super().discard_files(host, record)
+
+    def hold(self, host: Host, record: Record) -> str:
+        domains.pause(self._domain(host, record))
+        return ""
+
+    def release(self, host: Host, record: Record) -> None:
+        domain = self._domain(host, record)
+        if domains.describe(domain).live.state is State.PAUSED:
+            domains.resume(domain)
+
+    def copy_top(self, host: Host, record: Record, target: Path) -> None:
+        words = ["cp", "--archive", "--reflink=auto", "--", str(host.store.layer(record.layers[-1])), str(target)]
+        host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
+
+    def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        return containerimage.export_root(work, record, image, top, keep_identity=keep_identity)
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:
         store, spec, uuid = host.store, record.spec, record.uuid

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
+from hvctl.backends import vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HvctlError, InvalidSpec
 from hvctl.events import Sink
@@ -20,6 +21,7 @@ from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
 from hvctl.rootfs import halves
+from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
@@ -125,6 +127,20 @@ class VmBackend(Backend):
             timeout_s=_QEMU_IMG_TIMEOUT_S,
         )
         host.shell.call(files.set_mode, disk, 0o600)
+
+    def hold(self, host: Host, record: Record) -> str:
+        return vmimage.hold(host, self._domain(host, record))
+
+    def release(self, host: Host, record: Record) -> None:
+        vmimage.release(host, self._domain(host, record))
+
+    def copy_top(self, host: Host, record: Record, target: Path) -> None:
+        host.shell.call(files.make_directory, target, 0o700)
+        source = host.store.layer_disk(record.layers[-1])
+        host.shell.call(files.clone_file, source, target / source.name, 0o600)
+
+    def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        return vmimage.export_root(work, record, image, top / "disk.qcow2", keep_identity=keep_identity)
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:
         store, spec, uuid = host.store, record.spec, record.uuid

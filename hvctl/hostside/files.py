@@ -78,6 +78,45 @@ def publish(aside: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
+def place(aside: Path, final: Path) -> None:
+    """Give a finished file its name, on another file system too, where nothing must be; it appears whole or not at all.
+
+    Where the file system cannot make a file without a name (O_TMPFILE), a crash can leave a `.part` beside it.
+    """
+    try:
+        publish(aside, final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    import shutil
+
+    part: Path | None = None
+    try:
+        descriptor = os.open(final.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        part = final.with_name(f"{final.name}.part")
+        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    try:
+        with aside.open("rb") as source, os.fdopen(descriptor, "wb", closefd=False) as target:
+            shutil.copyfileobj(source, target, 1024**2)
+        os.fsync(descriptor)
+        if part is None:
+            # AT_SYMLINK_FOLLOW, as open(2) says under O_TMPFILE.
+            os.link(f"/proc/self/fd/{descriptor}", final, follow_symlinks=True)
+        else:
+            publish(part, final)
+    finally:
+        os.close(descriptor)
+        if part is not None:
+            remove(part)
+    sync_directory(final.parent)
+    remove(aside)
+
+
 def sync_tree(path: Path) -> None:
     """Bring a file, or all files directly in a directory, to the disk; a deeper tree by one syncfs(2)."""
     if path.is_dir() and any(child.is_dir() and not child.is_symlink() for child in path.iterdir()):
@@ -170,6 +209,14 @@ def set_mode(path: Path, mode: int) -> None:
 def set_owner(path: Path, uid: int, gid: int) -> None:
     """Give a file or directory to somebody; a link itself, not what it points to."""
     os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether this is a regular file itself, no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def is_directory(path: Path) -> bool:

@@ -24,12 +24,12 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 def seal(image: Image) -> Image:
     """The image with its identifier."""
-    return replace(image, id=_identify(_as_dict(image)))
+    return replace(image, id=_identify(as_dict(image)))
 
 
 def format_manifest(image: Image) -> bytes:
     """The file's content."""
-    return json.dumps(_as_dict(image), indent=2, sort_keys=True).encode() + b"\n"
+    return json.dumps(as_dict(image), indent=2, sort_keys=True).encode() + b"\n"
 
 
 def parse(content: bytes, source: str) -> Image:
@@ -41,7 +41,7 @@ def parse(content: bytes, source: str) -> Image:
         data = json.loads(content)
         if int(data["schema"]) > SCHEMA:
             raise Unsupported(f"the image in {source} was made by a newer hvctl", hint="upgrade hvctl on this machine")
-        image = _from_dict(data)
+        image = from_dict(data)
         if image.id != _identify(data):
             raise ValueError("its content is not what its identifier says")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -78,11 +78,13 @@ def _identify(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _as_dict(image: Image) -> dict[str, Any]:
+def as_dict(image: Image) -> dict[str, Any]:
+    """The manifest, before it is text."""
     return {"schema": SCHEMA, **asdict(image)}
 
 
-def _from_dict(data: dict[str, Any]) -> Image:
+def from_dict(data: dict[str, Any]) -> Image:
+    """And back. Raises KeyError, TypeError or ValueError for what is none."""
     return Image(
         id=str(data["id"]),
         name=str(data["name"]),

@@ -37,7 +37,7 @@ class Wanted:
 Acquire = Callable[[Building, Wanted], Image]
 
 # What the source begins with -> the module that knows it. The first that matches.
-_KINDS: tuple[tuple[re.Pattern[str], str], ...] = ()
+_KINDS: tuple[tuple[re.Pattern[str], str], ...] = ((re.compile(r"[^:]*\.hvctl"), "hvctl.rootfs.bundles"),)
 
 
 def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
