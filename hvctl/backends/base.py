@@ -106,6 +106,10 @@ class Backend(ABC):
         `is_trusted`: whether this host's kernel may read the image's file systems.
         """
 
+    def choose_template(self, image: Image) -> str:
+        """The template for an instance of this image when the user names none."""
+        return "default"
+
     @abstractmethod
     def check_image(self, image: Image) -> None:
         """Raise InvalidSpec when the image has nothing that this mode can start."""

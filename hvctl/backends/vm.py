@@ -19,7 +19,7 @@ from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
-from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
+from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
 from hvctl.rootfs import halves
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
@@ -61,6 +61,10 @@ class VmBackend(Backend):
             ElementTree.SubElement(domain, tag).text = text
         ElementTree.SubElement(ElementTree.SubElement(domain, "os"), "type", {"arch": "x86_64"}).text = "hvm"
         return ElementTree.tostring(domain, encoding="unicode")
+
+    def choose_template(self, image: Image) -> str:
+        """Firmware matters to a disk with a boot loader of its own alone."""
+        return "uefi" if image.firmware is Firmware.UEFI and image.kernel is None else "default"
 
     def check_image(self, image: Image) -> None:
         if image.disk is None:

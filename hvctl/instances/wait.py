@@ -12,7 +12,7 @@ from hvctl.events import Sink, Stage
 from hvctl.host import Host
 from hvctl.instances import query
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, State, Wait
+from hvctl.model import Instance, Provision, State, Wait
 
 DEFAULT_TIMEOUT_S = 180.0
 _POLL_S = 0.02
@@ -38,8 +38,9 @@ def wait_until(
         return
     deadline_s = time.monotonic() + timeout_s
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
-    if goal is Wait.SSH and not instance.record.address:
-        goal = Wait.AGENT  # on no network of ours: nobody can knock, but a command can be run
+    record = instance.record
+    if goal is Wait.SSH and (not record.address or record.provision is Provision.NONE):
+        goal = Wait.AGENT  # nobody can knock, or would be let in, but a command can be run
     stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
     current, checked_s = "", time.monotonic()
     for stage in stages:
