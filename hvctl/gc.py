@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl import images
+from hvctl import images, run
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import query
+from hvctl.instances import lifecycle, query
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance
 from hvctl.rootfs import fetch
@@ -39,6 +39,7 @@ def collect(
     host.require_root("gc")
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
+    found += _collect_ephemeral(host, dry_run)
     found += _collect_building(host, dry_run)
     found += _collect_images(host, dry_run)
     found += _collect_downloads(host, dry_run)
@@ -64,6 +65,24 @@ def _settle(host: Host, instance: Instance, dry_run: bool) -> Collected:
         return Collected(what=what, action=f"left alone: {pending.verb} is under way", is_done=False)
     except HvctlError as error:
         return Collected(what=what, action=f"failed: {error.message}", is_done=False)
+
+
+def _collect_ephemeral(host: Host, dry_run: bool) -> list[Collected]:
+    """Instances of a `run` whose process is gone: its lock is free."""
+    found = []
+    for instance in host.instances():
+        name = instance.name
+        if not instance.record.spec.is_ephemeral or host.is_busy(run.lock_name(name)):
+            continue
+        if dry_run:
+            found.append(Collected(what=f"instance {name}", action="would be deleted: its run is gone", is_done=False))
+            continue
+        try:
+            lifecycle.delete(host, name)
+            found.append(Collected(what=f"instance {name}", action="deleted: its run is gone", is_done=True))
+        except HvctlError as error:
+            found.append(Collected(what=f"instance {name}", action=f"failed: {error.message}", is_done=False))
+    return found
 
 
 def _collect_building(host: Host, dry_run: bool) -> list[Collected]:

@@ -28,6 +28,7 @@ __all__ = [
     "delete",
     "find_unused",
     "get",
+    "get_or_bring",
     "list_images",
     "parse_request",
     "prune",
@@ -76,6 +77,22 @@ def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)
     return image
+
+
+def get_or_bring(host: Host, source: str, *, is_insecure: bool = False, events: Sink = ignore) -> Image:
+    """The image of this name; or, of a source, the one that came from there, brought here now where there is none.
+
+    Raises what `bring` raises, and NotFound for a name that no image has.
+    """
+    if not sources.is_source(source):
+        return published.get_image(host, source)
+    for name in (sources.suggest_name(source), sources.suggest_name(source, is_unique=True)):
+        found = published.find_image(host, name)
+        if found is None:
+            return bring(host, Wanted(name=name, source=source, is_insecure=is_insecure), events)
+        if found.source == source:
+            return found
+    raise WrongState(f"image {name!r} is another one than {source!r}", hint=f"hvctl image delete {name}")
 
 
 def get(host: Host, name: str) -> Listed:

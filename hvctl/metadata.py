@@ -5,7 +5,7 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
 
     <hvctl:instance xmlns:hvctl="urn:hvctl" schema="1" store="/var/lib/hvctl" created="2026-01-31T12:00:00Z">
       <hvctl:spec mode="vm" image="debian-12" cpus="2" memory="1073741824" disk="0" template="default" accel="auto"
-          autostart="no" cpuset="0-1" processes="0" privileged="no">
+          autostart="no" cpuset="0-1" processes="0" privileged="no" ephemeral="no">
         <hvctl:variable name="K" value="V"/>
         <hvctl:mount source="/srv/data" target="/data" read-only="no" uid="1000" gid="1000"/>
       </hvctl:spec>
@@ -119,6 +119,7 @@ def _build(record: Record) -> Element:
             "cpuset": spec.cpuset,
             "processes": str(spec.processes),
             "privileged": _yes(spec.is_privileged),
+            "ephemeral": _yes(spec.is_ephemeral),
         },
     )
     _add_pairs(asked, "variable", spec.variables)
@@ -205,6 +206,7 @@ def _parse_spec(element: Element, name: str) -> Spec:
         cpuset=element.get("cpuset", ""),
         processes=int(element.get("processes", "0")),
         is_privileged=element.get("privileged") == "yes",
+        is_ephemeral=element.get("ephemeral") == "yes",
         mounts=tuple(
             Mount(
                 source=mount.attrib["source"],

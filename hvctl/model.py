@@ -81,11 +81,13 @@ class Provision(StrEnum):
     `credentials`: fw_cfg files that systemd imports (images hvctl builds, no disk, no cloud-init).
     `nocloud`: a cloud-init seed disk.
     `none`: it knows no such thing; commands are run in it without the network.
+    `process`: it has no system that could; hvctl's own init starts its one process.
     """
 
     CREDENTIALS = "credentials"
     NOCLOUD = "nocloud"
     NONE = "none"
+    PROCESS = "process"
 
 
 class Firmware(StrEnum):
@@ -130,6 +132,8 @@ class Spec:
     is_privileged: bool = False
     """A container whose root is the host's root: asked for by name, never the default."""
     mounts: tuple[Mount, ...] = ()
+    is_ephemeral: bool = False
+    """Made by `run`: its streams are that process's, and it is deleted when that process has ended, by `gc` at the latest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,11 @@ class Record:
     @property
     def mode(self) -> Mode:
         return self.spec.mode
+
+    @property
+    def is_application(self) -> bool:
+        """Whether it is one process of an application image rather than a system with an init, sshd and accounts."""
+        return self.provision is Provision.PROCESS
 
     @property
     def device(self) -> str:

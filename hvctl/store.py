@@ -12,6 +12,7 @@ what somebody typed.
       instances/UUID/            0711            a VM's: domain.xml identity/ vmlinuz initrd seed.iso console.log nvram.fd
       instances/UUID/            0710            a container's (its own group): domain.xml identity/ and, all mount
                                                  points, root/ mounts/N below/N
+      instances/UUID/{application,output}/       an application's: what its init is given, and gives back
       renaming/UUID.xml          0711            a definition on its way to another name; empty but for moments
       building/OPERATION/        0700            private directories; published from here by rename
     downloads/DIGEST.part      0600            what has come of an address (0700; the digest is that of the address)
@@ -113,6 +114,14 @@ class Store:
 
     def identity(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "identity"
+
+    def application(self, uuid: UUID) -> Path:
+        """What the init of an application is given: how to start its process, with what and for whom."""
+        return self.instance(uuid) / "application"
+
+    def output(self, uuid: UUID) -> Path:
+        """What the init of an application gives back: the status of its process, and what that printed."""
+        return self.instance(uuid) / "output"
 
     def seed(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "seed.iso"

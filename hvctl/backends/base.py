@@ -21,8 +21,9 @@ from hvctl.errors import HostError, InvalidSpec, Unsupported
 from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files, machine
+from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
-from hvctl.model import Image, Mode, Record, Spec
+from hvctl.model import Image, Mode, Process, Record, Spec
 from hvctl.rootfs.building import Building
 from hvctl.units import format_size
 
@@ -47,6 +48,10 @@ class Secrets:
     """Private ssh host key, OpenSSH format."""
     user_data: bytes = field(default=b"", repr=False)
     """cloud-init user data; empty for none."""
+    process: Process | None = field(default=None, repr=False)
+    """What an application runs, as its user wants it: words and environment may be secret."""
+    process_ids: tuple[int, int] = (0, 0)
+    """Its uid and gid, inside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +129,17 @@ class Backend(ABC):
         _check_fits(spec.memory_bytes, spec.cpus)
         if spec.cpuset:
             _check_cpuset(spec.cpuset)
+
+    @optional("exec in an application (exec)")
+    def check_application_exec(self) -> None:
+        """Return when commands can be run inside one of an application image."""
+        raise self._unsupported(
+            "of an application image has no guest agent that could run a command", "run it as a container for that"
+        )
+
+    @abstractmethod
+    def open_streams(self, host: Host, record: Record) -> Streams:
+        """The host's ends of an ephemeral application's stdin, stdout and stderr, once it was started."""
 
     @optional("root disk of a given size (create --disk)")
     def check_disk(self, spec: Spec, image: Image) -> None:

@@ -17,15 +17,17 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
+from hvctl.backends import application as applications
 from hvctl.backends import containerimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
+from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots, streams
+from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
-from hvctl.rootfs import halves
+from hvctl.rootfs import application, halves
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB
 
@@ -77,6 +79,9 @@ class ContainerBackend(Backend):
     def check_terminal(self) -> None:
         return
 
+    def check_application_exec(self) -> None:
+        return
+
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
         for mount in spec.mounts:
@@ -105,8 +110,27 @@ class ContainerBackend(Backend):
         for path, mode in ((store.instance(record.uuid), 0o710), (store.identity(record.uuid), 0o750)):
             call(files.make_directory, path, mode)
             call(files.set_owner, path, 0, record.first_id or 0)
+        if secrets.process is not None:
+            self._create_application(host, record, secrets)
+            return
         for name, content in credentials(record, secrets).items():
             self._write_identity(host, record, name, content)
+
+    def _create_application(self, host: Host, record: Record, secrets: Secrets) -> None:
+        """What its root may read but not change, and where its init writes."""
+        store, call, owner = host.store, host.shell.call, record.first_id or 0
+        given, output = store.application(record.uuid), store.output(record.uuid)
+        for path, mode, uid in ((given, 0o750, 0), (output, 0o700, owner)):
+            call(files.make_directory, path, mode)
+            call(files.set_owner, path, uid, owner)
+        for name, content in applications.format_files(host, record, secrets).items():
+            call(files.write_file, given / name, content, application.mode_of(name), group=owner)
+        if record.spec.is_ephemeral:
+            uid, gid = secrets.process_ids
+            call(streams.make_fifos, given, owner + uid, owner + gid)
+
+    def open_streams(self, host: Host, record: Record) -> Streams:
+        return host.shell.call(streams.open_fifos, host.store.application(record.uuid))
 
     def _write_identity(self, host: Host, record: Record, name: str, content: bytes) -> None:
         """Root's, so that the container cannot change it, and for its root to read."""
@@ -156,12 +180,17 @@ class ContainerBackend(Backend):
             "cpuset": spec.cpuset,
             "cpu_period_us": _PERIOD_US,
             "cpu_quota_us": spec.cpus * _PERIOD_US,
-            "init": _INIT,
+            "init": f"{application.HERE}/application/init" if record.is_application else _INIT,
             # In a container systemd and cloud-init read these where a kernel's command line would be.
             "init_arguments": () if has_seed or record.provision is Provision.NONE else ("cloud-init=disabled",),
             "first_id": record.first_id or 0,
             "id_count": ids.COUNT,
             "emulator": "" if host.shell.call(daemons.has_systemd) else emulator.PROGRAM,
+            "programs": tuple(
+                (application.find_program(host, name), f"{application.HERE}/{name}") for name in ("busybox", "gosu")
+            ),
+            "application": str(store.application(uuid)),
+            "output": str(store.output(uuid)),
             "root": str(store.container_root(uuid)),
             "identity": str(store.identity(uuid)),
             "proc_files": _proc_files() if host.shell.call(daemons.has_lxcfs) else (),
@@ -243,6 +272,11 @@ class ContainerBackend(Backend):
         host.shell.call(files.remove, host.store.renaming(record.uuid))
 
     def write_name(self, host: Host, record: Record) -> None:
+        if record.is_application:
+            given, owner = host.store.application(record.uuid), record.first_id or 0
+            for name, content in application.format_names(record, record.address).items():
+                host.shell.call(files.write_file, given / name, content, application.mode_of(name), group=owner)
+            return
         self._write_identity(host, record, "hvctl.name", record.name.encode())
 
     def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
@@ -285,8 +319,13 @@ class ContainerBackend(Backend):
         return domains.get_used_bytes(self._domain(host, record))
 
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
-        """The journal of this boot while it runs (it is kept in memory); else what its controller said."""
-        if domains.is_active(self._domain(host, record)):
+        """The journal of this boot while it runs (it is kept in memory); else what its controller said.
+
+        An application's: what its process printed.
+        """
+        if record.is_application and (printed := applications.read_log(host, record, limit_bytes=limit_bytes)):
+            return printed
+        if not record.is_application and domains.is_active(self._domain(host, record)):
             journal = ("journalctl", "--boot", "--no-pager", "--quiet", "--output=short-monotonic")
             result = self.run_inside(host, record, journal, b"")
             if result.status == 0 and result.stdout:

@@ -12,15 +12,17 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
+from hvctl.backends import application as applications
 from hvctl.backends import vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.errors import HvctlError, InvalidSpec
+from hvctl.errors import HostError, HvctlError, InvalidSpec
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import files, machine
+from hvctl.hostside import files, machine, streams
+from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
-from hvctl.rootfs import halves
+from hvctl.rootfs import application, halves
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
 
@@ -96,6 +98,8 @@ class VmBackend(Backend):
         store, call = host.store, host.shell.call
         call(files.make_directory, store.instance(record.uuid), 0o711)
         call(files.make_directory, store.identity(record.uuid), 0o711)
+        if secrets.process is not None:
+            self._create_application(host, record, secrets)
         for name, content in credentials(record, secrets).items():
             call(files.write_file, store.identity(record.uuid) / name, content, 0o600)
         if secrets.user_data or record.provision is Provision.NOCLOUD:
@@ -105,6 +109,26 @@ class VmBackend(Backend):
             call(files.write_file, store.seed(record.uuid), content, 0o600)
         for artefact, path in _boot_files(host, record, image):
             call(files.clone_file, store.image(image.id) / artefact.file, path, 0o444)
+
+    def _create_application(self, host: Host, record: Record, secrets: Secrets) -> None:
+        """What its init is given, as archives that QEMU hands over, and where its ports end."""
+        store, call = host.store, host.shell.call
+        call(files.make_directory, store.application(record.uuid), 0o711)
+        call(files.make_directory, store.output(record.uuid), 0o711)
+        given = applications.format_files(host, record, secrets)
+        names = application.format_names(record, record.address)
+        rest = {name: content for name, content in given.items() if name not in names}
+        for name, content in (("application", rest), ("names", names)):
+            call(files.write_file, store.application(record.uuid) / name, application.pack(content), 0o600)
+
+    def open_streams(self, host: Host, record: Record) -> Streams:
+        try:
+            return host.shell.call(streams.connect, host.store.output(record.uuid))
+        except OSError as error:
+            raise HostError(
+                f"cannot reach the ports of {record.name!r}: {error.strerror or error}",
+                hint=f"hvctl logs {record.name}",
+            ) from error
 
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         assert image.disk is not None
@@ -183,6 +207,9 @@ class VmBackend(Backend):
             "mac": record.mac,
             "device": record.device,
             "console_log": str(store.console_log(uuid)),
+            "application": str(store.application(uuid)),
+            "output": str(store.output(uuid)),
+            "is_attached": spec.is_ephemeral,
         }
 
     def finish_xml(self, host: Host, record: Record, image: Image, xml: str) -> str:
@@ -209,13 +236,21 @@ class VmBackend(Backend):
         """libvirt renames at once or not at all."""
 
     def write_name(self, host: Host, record: Record) -> None:
+        if record.is_application:
+            content = application.pack(application.format_names(record, record.address))
+            host.shell.call(files.write_file, host.store.application(record.uuid) / "names", content, 0o600)
+            return
         path = host.store.identity(record.uuid) / "hvctl.name"
         host.shell.call(files.write_file, path, record.name.encode(), 0o600)
 
     def run_inside(self, host: Host, record: Record, argv: tuple[str, ...], stdin: bytes) -> ExecResult:
+        if record.is_application:
+            self.check_application_exec()
         return agent.run(self._domain(host, record), argv, ENVIRONMENT, stdin, host.pause)
 
     def attach(self, host: Host, record: Record, argv: tuple[str, ...], *, with_terminal: bool | None) -> int:
+        if record.is_application:
+            self.check_application_exec()
         if with_terminal:
             self.check_terminal()
         stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read(agent.STDIN_LIMIT_BYTES + 1)
@@ -236,12 +271,14 @@ class VmBackend(Backend):
         return self.measure_log(host, record) > log_start
 
     def measure_log(self, host: Host, record: Record) -> int:
-        return host.shell.call(files.size, host.store.console_log(record.uuid))
+        return 0 if record.is_application else host.shell.call(files.size, host.store.console_log(record.uuid))
 
     def measure_memory(self, host: Host, record: Record) -> int:
         return domains.get_resident_bytes(self._domain(host, record))
 
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
+        if record.is_application and (printed := applications.read_log(host, record, limit_bytes=limit_bytes)):
+            return printed
         path = host.store.console_log(record.uuid)
         if not host.shell.call(files.exists, path):
             return b""

@@ -17,6 +17,7 @@ from hvctl.errors import HostError, HvctlError, Interrupted, UsageError
 # Command -> (module:attribute, what `hvctl --help` says). A module is imported only when its command is used.
 COMMANDS = {
     "create": ("hvctl.cli.create:create", "Make one or more instances from an image."),
+    "run": ("hvctl.cli.run:run", "Run a command in an instance that goes with it."),
     "list": ("hvctl.cli.query:list_", "List instances."),
     "show": ("hvctl.cli.query:show", "Show everything about one instance."),
     "usage": ("hvctl.cli.query:usage", "Show what instances take of the host."),
@@ -115,8 +116,12 @@ def run_command(app: App, arguments: list[str]) -> int:
 
 
 def _code(error: HvctlError, arguments: list[str]) -> int:
-    """The exit code; `ssh` and `exec` keep 255 for hvctl's own failures, as OpenSSH does."""
-    return 255 if arguments and arguments[0] in ("ssh", "exec") and not isinstance(error, Interrupted) else error.code
+    """The exit code; `ssh`, `exec` and `run` keep 255 for hvctl's own failures, as OpenSSH does."""
+    return (
+        255
+        if arguments and arguments[0] in ("ssh", "exec", "run") and not isinstance(error, Interrupted)
+        else error.code
+    )
 
 
 def _usage_error(error: click.ClickException) -> UsageError:

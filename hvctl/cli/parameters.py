@@ -37,6 +37,20 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
+class Variable(click.ParamType):  # type: ignore[type-arg]
+    """`K=V` for an environment, K whatever has no `=`, as a pair; `K` alone takes the caller's value."""
+
+    name = "k=v"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or "\0" in key + text:
+            self.fail(f"{value!r} is not K=V", param, ctx)
+        return key, text if equals else os.environ.get(key, "")
+
+
 class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
     """`SRC:DST[:ro]` as a Mount; what its root writes belongs to the caller, by SUDO_UID where sudo was used."""
 
@@ -56,6 +70,7 @@ class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
 
 SIZE = Size()
 PAIR = Pair()
+VARIABLE = Variable()
 MOUNT = SharedDirectory()
 
-__all__ = ["MOUNT", "PAIR", "SIZE"]
+__all__ = ["MOUNT", "PAIR", "SIZE", "VARIABLE"]

@@ -61,13 +61,14 @@ def prepare(name: str, domain: Element, record: Element) -> None:
     with filters.admitting(guest) if guest else contextlib.nullcontext():
         root = find_root(domain, record)
         if root is not None:
-            from hvctl.hostside import confine, daemons, roots
+            from hvctl.hostside import confine, daemons, files, roots
 
             confine.release(name, root.uuid)
             confine.note(name, root.uuid, find_limits(record))
             if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
                 daemons.ensure_lxcfs()
             roots.mount(root)
+            files.remove(root.directory / "output" / "status")  # an application's last one
 
 
 def release(name: str, domain: Element, record: Element) -> None:

@@ -131,6 +131,25 @@ def find_pair(candidates: tuple[tuple[str, str], ...]) -> tuple[str, str]:
     return next((pair for pair in candidates if all(os.path.exists(path) for path in pair)), candidates[0])
 
 
+def find_file(candidates: tuple[str, ...]) -> str:
+    """The first of these files that is there; the first of all when none is."""
+    return next((path for path in candidates if os.path.isfile(path)), candidates[0])
+
+
+def is_static(program: Path) -> bool:
+    """Whether a file is an x86-64 program that needs no other file to run: one without an interpreter (elf(5))."""
+    try:
+        with program.open("rb") as stream:
+            head = stream.read(4096)
+    except OSError:
+        return False
+    if head[:5] != b"\x7fELF\x02" or head[18:20] != b"\x3e\x00":
+        return False
+    start, size, count = (int.from_bytes(head[a:b], "little") for a, b in ((32, 40), (54, 56), (56, 58)))
+    kinds = [int.from_bytes(head[start + n * size :][:4], "little") for n in range(count)]
+    return 3 not in kinds  # PT_INTERP
+
+
 def virtualisation_features() -> tuple[str, ...]:
     """The CPU's virtualisation extension by libvirt's name, `vmx` or `svm`, as a tuple of one; empty without one."""
     flags = set()

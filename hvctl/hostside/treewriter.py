@@ -43,6 +43,7 @@ class _Open:
         facts = os.fstat(descriptor)
         self.descriptor = descriptor
         self.path = path
+        self.path_bytes = sum(map(len, path)) + len(path)
         self.times = (facts.st_mtime_ns, facts.st_mtime_ns)
         self.is_changed = False
         self.gives_group = bool(facts.st_mode & stat.S_ISGID)
@@ -81,7 +82,7 @@ class Tree:
             return
         parent, name = self._find(names[:-1]), names[-1]
         path = (*parent.path, name)
-        self._check_size(path)
+        self._check_size(parent, name)
         if self._mine is not None:
             self._mine.add(hash(path))
         match entry.kind:
@@ -140,13 +141,13 @@ class Tree:
             raise Refused(f"{quote(name)} has a zero byte in it")
         return names
 
-    def _check_size(self, path: Sequence[bytes]) -> None:
-        if len(path[-1]) > _LONGEST_NAME:
-            raise Refused(f"{quote(path[-1])} is a longer name than {_LONGEST_NAME} bytes")
-        if len(path) > self._depth:
-            raise Refused(f"{quote(b'/'.join(path))} is deeper than {self._depth} directories")
-        if sum(map(len, path)) + len(path) > self._path_bytes:
-            raise Refused(f"{quote(b'/'.join(path))} is a longer path than {self._path_bytes} bytes")
+    def _check_size(self, parent: _Open, name: bytes) -> None:
+        if len(name) > _LONGEST_NAME:
+            raise Refused(f"{quote(name)} is a longer name than {_LONGEST_NAME} bytes")
+        if len(parent.path) >= self._depth:
+            raise Refused(f"{quote(b'/'.join((*parent.path, name)))} is deeper than {self._depth} directories")
+        if parent.path_bytes + len(name) > self._path_bytes:
+            raise Refused(f"{quote(b'/'.join((*parent.path, name)))} is a longer path than {self._path_bytes} bytes")
 
     # Directories: found by the way that an entry gives, held by where they really are.
 
@@ -180,7 +181,7 @@ class Tree:
                 here = self._find(here.path[:-1])
                 continue
             path = (*here.path, name)
-            self._check_size(path)
+            self._check_size(here, name)
             try:
                 here = self._enter(here, name, path)
                 continue

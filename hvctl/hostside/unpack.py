@@ -153,7 +153,7 @@ class _Job:
         os.chdir("/")
         os.umask(0)
         capabilities.keep(sandbox.WRITE_ANY_OWNER)
-        stream = Stream(source.descriptor, self._count_bytes)
+        stream = Stream(source.descriptor, self._count_bytes, has_digest=bool(self._archive.expanded_sha256))
         tree = Tree(depth=self._bounds.depth, path_bytes=self._bounds.path_bytes, is_upper=self._is_upper)
         try:
             self._apply(stream, tree)

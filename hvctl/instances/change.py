@@ -55,6 +55,8 @@ def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
         instance = get_settled(host, old)
         if instance.state not in (State.STOPPED, State.CRASHED):
             raise WrongState(f"cannot rename {old!r}: it is {instance.state}", hint=f"hvctl stop {old}")
+        if instance.record.spec.is_ephemeral:
+            raise WrongState(f"{old!r} belongs to a `run` and goes with it", hint="to keep one: hvctl create")
         if _is_taken(host, new):
             raise AlreadyExists(f"there is already an instance {new!r}", hint="choose another name")
         record = replace(instance.record, pending=operation.intend(RENAME, **{"from": old, "to": new}))

@@ -18,7 +18,8 @@ from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import CREATE
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Image, Instance, Provision, Record, Spec, Wait
-from hvctl.rootfs import published
+from hvctl.rootfs import application, published
+from hvctl.rootfs.application import Wishes
 
 _USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -31,6 +32,8 @@ class Request:
     authorized_keys: tuple[str, ...] = ()
     """Public key lines that may log in; checked by `identity.check_public_key`."""
     user_data: bytes = field(default=b"", repr=False)
+    wishes: Wishes = field(default=Wishes(), repr=False)
+    """Of an application: what it is to run otherwise than the image says."""
     require_kvm: bool = False
     trust_image: bool = False
     """Whether this host's kernel may read the file systems of the image, where hvctl cannot."""
@@ -80,7 +83,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
     identity.check_name(request.spec.name)
     backend = get_backend(request.spec.mode)
     image = image or published.get_image(host, request.spec.image)
-    spec = replace(request.spec, template=request.spec.template or backend.choose_template(image))
+    spec = _choose_template(request.spec, image)
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
     key = identity.new_key_pair()
@@ -101,7 +104,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
     )
     backend.check(host, record, image)
     record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
-    secrets = Secrets(host_key=key.private, user_data=request.user_data)
+    secrets = _make_secrets(host, request, image, key.private)
     plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
     xml = format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
     if (
@@ -120,11 +123,34 @@ def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:
     return metadata.embed(backend.finish_xml(host, record, plan.image, xml), record)
 
 
+def _choose_template(spec: Spec, image: Image) -> Spec:
+    """An application has templates of its own; of a system, its mode knows."""
+    usual = "application" if image.process is not None else get_backend(spec.mode).choose_template(image)
+    return replace(spec, template=spec.template or usual)
+
+
 def _describe_access(record: Record) -> str:
     """What is missed of an image that learns nothing from us; empty for others."""
-    if record.provision is not Provision.NONE:
+    if record.is_application or record.provision is not Provision.NONE:
         return ""
     return f"its image has no cloud-init, so it gets no keys and no name: enter it by hvctl exec {record.name}"
+
+
+def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -> Secrets:
+    """What it gets that stands in no record. Raises InvalidSpec for what this image has no use for."""
+    if image.process is None:
+        if request.wishes.are_any:
+            raise InvalidSpec(
+                f"image {image.name!r} is a whole system: it has no command of its own",
+                hint="leave --env, --entrypoint and the command away; run it later: hvctl exec",
+            )
+        return Secrets(host_key=host_key, user_data=request.user_data)
+    if request.user_data:
+        raise InvalidSpec(f"image {image.name!r} has no cloud-init for user data", hint="leave --user-data away")
+    application.check_programs(host)
+    process = application.resolve(image, request.wishes)
+    ids = application.find_ids(host, image, process)
+    return Secrets(host_key=host_key, process=process, process_ids=ids)
 
 
 def _check_user_data(user_data: bytes) -> None:

@@ -81,6 +81,10 @@ def get_running(host: Host, name: str) -> Instance:
 def get_endpoint(host: Host, name: str, *, user: str = "") -> Endpoint:
     """Where and with which host key ssh reaches a running instance."""
     instance = get_running(host, name)
+    if instance.record.is_application:
+        raise Unsupported(
+            f"{name!r} runs one process and no sshd", hint=f"hvctl logs {name}; in a container: hvctl exec {name} -- sh"
+        )
     if not instance.record.address:
         raise Unsupported(f"{name!r} has no address of its own", hint=f"hvctl exec {name} -- COMMAND")
     if instance.record.provision is Provision.NONE:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from hvctl.access.banner import Reach, probe
+from hvctl.backends import application as applications
 from hvctl.backends import get_backend
 from hvctl.errors import GuestFailed, HvctlError, TimedOut
 from hvctl.events import Sink, Stage
@@ -23,6 +24,7 @@ _WHY = {
     "network": "its address does not answer",
     "ssh": "the network answers, but sshd does not",
     "agent": "no command can be run inside yet",
+    "process": "its init has not started its process yet",
 }
 
 
@@ -41,7 +43,10 @@ def wait_until(
     record = instance.record
     if goal is Wait.SSH and (not record.address or record.provision is Provision.NONE):
         goal = Wait.AGENT  # nobody can knock, or would be let in, but a command can be run
-    stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
+    if record.is_application:
+        stages = _process_stages(host, instance)
+    else:
+        stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
     current, checked_s = "", time.monotonic()
     for stage in stages:
         if stage != current:
@@ -76,6 +81,15 @@ def _ssh_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]
 def _agent_stages(host: Host, instance: Instance) -> Iterator[str]:
     while not get_backend(instance.record.mode).answers(host, instance.record):
         yield "agent"
+
+
+def _process_stages(host: Host, instance: Instance) -> Iterator[str]:
+    """Until an application's process runs, or has ended well. Raises GuestFailed when it has failed already."""
+    while not (status := applications.read_status(host, instance.record)).has_started:
+        yield "process"
+    if status.exit_code:
+        message = f"the process of {instance.name!r} ended at once, with code {status.exit_code}"
+        raise GuestFailed(_with_console(host, instance, message, 0), hint=f"hvctl logs {instance.name}")
 
 
 def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float, log_start: int) -> TimedOut:

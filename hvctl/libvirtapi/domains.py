@@ -275,6 +275,12 @@ def console_log_path(xml: str) -> str:
     return node.get("file", "") if node is not None else ""
 
 
+def press_power(domain: libvirt.virDomain) -> None:
+    """Ask the guest to power off, and do not wait; fine when it is off."""
+    with contextlib.suppress(libvirt.libvirtError):
+        domain.shutdown()
+
+
 def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: float) -> None:
     """Ask the guest to power off and return when it is off, told by libvirt's event.
 

@@ -74,6 +74,16 @@ def set_autostart(connection: Connection, name: str) -> None:
         get(connection, name).setAutostart(1)
 
 
+def get_subnet(connection: Connection, name: str) -> tuple[str, int]:
+    """A network's gateway, which is its name server too, and the length of its prefix. Raises NotFound, HostError."""
+    ip = _definition(get(connection, name)).find("./ip[@address]")
+    if ip is None:
+        raise HostError(f"the network {name!r} has no IPv4 address", hint="hvctl host doctor")
+    gateway = ip.attrib["address"]
+    mask = ip.get("prefix") or ip.get("netmask", "24")
+    return gateway, ipaddress.IPv4Network(f"{gateway}/{mask}", strict=False).prefixlen
+
+
 def list_reservations(connection: Connection, name: str) -> tuple[Reservation, ...]:
     """All reservations of a network."""
     return _reservations(_definition(get(connection, name)))

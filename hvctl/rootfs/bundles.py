@@ -4,8 +4,8 @@
     vmlinuz initrd disk.qcow2 tree.tar
 
 The same image gives the same bytes. One half is in it, the disk where the image has one of its own, else the tree; with
-`is_full` both. Coming in, such a file is trusted no more than any other: unpacked confined, every digest computed, the disk checked
-and copied, the image's description rebuilt from what it may say (`described.py`).
+`is_full` both. Coming in, such a file is trusted no more than any other: unpacked confined, every digest computed, the disk
+checked and copied, the image's description rebuilt from what it may say (`described.py`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import building, disktree, made, treedisk
+from hvctl.rootfs import appdisk, building, disktree, made, treedisk
 from hvctl.rootfs.building import Building
 
 _LOOK_AGAIN_S = 0.05
@@ -30,6 +30,8 @@ def ensure_disk(host: Host, image: Image, events: Sink = ignore) -> Image:
         return image  # the backend says what is missing
 
     def make(work: Building, aside: Path) -> bytes:
+        if image.process is not None:
+            return appdisk.make(work, image, aside)
         return treedisk.make(work, image, aside)
 
     return _ensure(host, image, made.DISK, make, events)

@@ -6,6 +6,7 @@ confined and verified, and describes it; sealing and publishing are done here. A
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from collections.abc import Callable
@@ -45,6 +46,7 @@ USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
 
 # What the source begins with -> the module that knows it. The first that matches.
 _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"docker://|oci:|oci-archive:|docker-archive:"), "hvctl.rootfs.oci"),
     (re.compile(r"/.*\.hvctl$"), "hvctl.rootfs.bundles"),
     (re.compile(r"images:"), "hvctl.rootfs.simplestreams"),
     (re.compile(r"(?:https?|file)://|/"), "hvctl.rootfs.imported"),
@@ -63,6 +65,19 @@ def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
     with building.begin(host, wanted.name, events) as work:
         image = acquire(work, wanted)
         return work.publish(replace(image, name=wanted.name, source=image.source or wanted.source))
+
+
+def is_source(text: str) -> bool:
+    """Whether a user's words mean a place that images come from, rather than the name of one that is here."""
+    return any(pattern.match(text) for pattern, _module in _KINDS)
+
+
+def suggest_name(source: str, *, is_unique: bool = False) -> str:
+    """A name for an image from there: the last part of its path, with its tag; `is_unique`: no other source's."""
+    path = re.split(r"[/:]", re.sub(r":latest$", "", source.partition("@")[0]))
+    parts = [part for part in path[-2:] if part] if ":" in source.rpartition("/")[2] else path[-1:]
+    name = re.sub(r"[^a-z0-9._-]+|\.{2,}", "-", "-".join(parts).lower()).strip("._-")[:48].strip("._-") or "image"
+    return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}" if is_unique else name
 
 
 def _find_kind(source: str) -> Acquire:

@@ -1,0 +1,137 @@
+"""`run`: an instance for one command. Made, started, its streams the caller's; deleted when the command has ended.
+
+The instance is marked ephemeral in its record, and this process holds a lock as long as it lives: what a killed `run`
+leaves is told by the free lock, and `gc` deletes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hvctl.backends import application as applications
+from hvctl.backends import get_backend
+from hvctl.errors import AlreadyExists, GuestFailed, NotFound, UsageError
+from hvctl.events import Sink, ignore
+from hvctl.host import Host
+from hvctl.instances import create, effects, enter, lifecycle, query
+from hvctl.libvirtapi import domains
+from hvctl.model import Image, Instance, Wait
+from hvctl.rootfs import published
+
+_ASK_AGAIN_S = 1.0
+_POLL_S = 0.02
+_LAST_WORD_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be run: an instance, and the command where its image is a whole system."""
+
+    create: create.Request
+    command: tuple[str, ...] = ()
+
+
+def lock_name(name: str) -> str:
+    """The lock that a `run` holds while it lives. No instance can have this name: the dot."""
+    return f"run.{name}"
+
+
+def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequence[int] = (0, 1, 2)) -> int:
+    """Run a command in an instance of its own; its exit code, 128 + N when signal N ended it.
+
+    A first KeyboardInterrupt asks the command to end as its image wants to be asked, a second one kills it. Raises what
+    `create` raises, and GuestFailed when the instance ended without a word on its command. Nothing is left behind.
+    """
+    host.require_root("run")
+    spec = replace(request.create.spec, is_ephemeral=True)
+    image = published.get_image(host, spec.image)
+    if image.process is None and not request.command:
+        raise UsageError(
+            f"image {image.name!r} is a whole system, with no command of its own",
+            hint=f"hvctl run {image.name} -- COMMAND; to keep it: hvctl create NAME --image {image.name}",
+        )
+    made = replace(request.create, spec=spec)
+    with host.lock(lock_name(spec.name)), contextlib.ExitStack() as stack:
+        _check_free(host, spec.name)
+        stack.callback(_delete, host, spec.name)
+        if image.process is None:
+            create.create(host, replace(made, wait=Wait.AGENT), events)
+            return enter.attach(host, spec.name, request.command)
+        return _run_process(host, made, events, streams)
+
+
+def is_application(image: Image) -> bool:
+    """Whether an image is one process rather than a system."""
+    return image.process is not None
+
+
+def _run_process(host: Host, request: create.Request, events: Sink, streams: Sequence[int]) -> int:
+    instance = create.create(host, replace(request, wait=Wait.RUNNING), events)
+    watch = _Watch(host, instance)
+    ends = get_backend(instance.record.mode).open_streams(host, instance.record)
+    with contextlib.closing(ends):
+        while True:
+            try:
+                ends.copy(streams, watch.look)
+                return watch.wait_for_code()
+            except KeyboardInterrupt:
+                watch.stop()
+
+
+def _check_free(host: Host, name: str) -> None:
+    """What stands under the name must not be taken for ours in the end. Raises AlreadyExists."""
+    if query.find(host, name) is not None:
+        raise AlreadyExists(f"there is already an instance {name!r}", hint="choose another name with --name")
+
+
+class _Watch:
+    """Follows one application to its end."""
+
+    def __init__(self, host: Host, instance: Instance) -> None:
+        self.host = host
+        self.instance = instance
+        self._domain: Any = effects.get_domain(host, instance.record)
+        self._asked_s = 0.0
+
+    def look(self) -> bool:
+        """Whether it still runs; asks it again to end where it was asked once and may have been too young to hear."""
+        if self._asked_s and time.monotonic() - self._asked_s > _ASK_AGAIN_S:
+            self._ask()
+        return domains.is_active(self._domain)
+
+    def stop(self) -> None:
+        """Ask it to end; kill it the second time."""
+        if self._asked_s:
+            effects.kill(self.host, self.instance.record)
+        self._ask()
+
+    def wait_for_code(self) -> int:
+        """The exit code that its init has noted. Raises GuestFailed when it has ended without."""
+        deadline_s = time.monotonic() + _LAST_WORD_S
+        while True:
+            is_running = self.look() and time.monotonic() < deadline_s
+            code = applications.read_status(self.host, self.instance.record).exit_code
+            if code is not None:
+                return code
+            if not is_running:
+                raise GuestFailed(
+                    f"{self.instance.name!r} ended without a word on its command",
+                    hint="was it killed, or out of memory? try --memory",
+                )
+            self.host.pause(_POLL_S)
+
+    def _ask(self) -> None:
+        self._asked_s = time.monotonic()
+        domains.press_power(self._domain)
+
+
+def _delete(host: Host, name: str) -> None:
+    """Delete what we made, and nothing else that has this name by now."""
+    instance = query.find(host, name)
+    if instance is not None and instance.record.spec.is_ephemeral:
+        with contextlib.suppress(NotFound):
+            lifecycle.delete(host, name)
