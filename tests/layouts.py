@@ -21,7 +21,7 @@ GROUP = "root:x:0:\napps:x:2345:\nextra:x:3456:app\n"
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a layer: a file, or with `link` a symbolic link, with `hard` a hard one, without either and data a directory."""
+    """One member of a layer: a file, or with `link` a symbolic link, with `hard` a hard one, else a directory."""
 
     name: str
     data: bytes | None = None

@@ -69,6 +69,28 @@ def read_file(path: Path, *, limit_bytes: int = 16 * 1024**2) -> bytes:
         return stream.read(limit_bytes)
 
 
+def read_head(path: Path, *, limit_bytes: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as stream:
+        return stream.read(limit_bytes)
+
+
+def send(path: Path, descriptor: int) -> None:
+    """Write a file's content to an open descriptor."""
+    import shutil
+
+    with path.open("rb") as source, os.fdopen(descriptor, "wb", closefd=False) as target:
+        shutil.copyfileobj(source, target, 1024**2)
+
+
+def receive(descriptor: int, path: Path) -> None:
+    """Write everything that comes from an open descriptor to a new file."""
+    import shutil
+
+    with os.fdopen(descriptor, "rb", closefd=False) as source, path.open("xb") as target:
+        shutil.copyfileobj(source, target, 1024**2)
+
+
 def publish(aside: Path, final: Path) -> None:
     """Give a finished file or directory its final name; FileExistsError when that is taken. Synced before and after."""
     sync_tree(aside)

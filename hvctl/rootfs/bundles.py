@@ -10,8 +10,10 @@ checked and copied, the image's description rebuilt from what it may say (`descr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,11 +24,12 @@ from hvctl.hostside import files
 from hvctl.model import Artefact, Disk, Image
 from hvctl.rootfs import archives, building, confined, described, halves, intake, manifest, published
 from hvctl.rootfs.building import Building
-from hvctl.rootfs.sources import Wanted
 from hvctl.units import GIB
 
-SUFFIX = ".hvctl"
 FORMAT, SCHEMA = "hvctl-image", 1
+# A frame that zstd skips (RFC 8878, 3.1.2): the file says at once what it is.
+_MARK = b"\x50\x2a\x4d\x18" + (12).to_bytes(4, "little") + b"hvctl image\n"
+_APPEND = 'exec tar "$@" >> "$0"'
 _MANIFEST, _TREE = "manifest.json", "tree.tar"
 _MANIFEST_LIMIT_BYTES = 1024**2
 _BOOT_FILE_LIMIT_BYTES = 256 * 1024**2
@@ -51,16 +54,10 @@ def export(host: Host, name: str, target: Path, *, is_full: bool = False, events
     Raises NotFound, AlreadyExists where the file is, HostError without space.
     """
     host.require_root("image export")
-    image = published.get_image(host, name)
     _check_target(host, target)
-    if is_full:
-        image = halves.ensure_tree(host, halves.ensure_disk(host, image, events), events)
-    with building.begin(host, name, events, needed_bytes=_estimate(host, image)) as work:
-        members = _collect(work, image, is_full=is_full)
-        aside = work.directory / "image.tar.zst"
-        _pack(work, members, aside)
+    call = host.shell.call
+    with _packed(host, name, events, is_full=is_full) as (work, aside):
         work.tell("writing the file", 90)
-        call = host.shell.call
         sha256, size_bytes = call(files.hash_file, aside), call(files.size, aside)
         call(files.set_mode, aside, 0o644)
         call(files.place, aside, target)
@@ -68,33 +65,53 @@ def export(host: Host, name: str, target: Path, *, is_full: bool = False, events
     return Exported(path=target, size_bytes=size_bytes, sha256=sha256)
 
 
-def acquire(work: Building, wanted: Wanted) -> Image:
+def send(host: Host, name: str, descriptor: int, *, is_full: bool = False, events: Sink = ignore) -> None:
+    """Write an image to an open descriptor."""
+    host.require_root("image export")
+    with _packed(host, name, events, is_full=is_full) as (work, aside):
+        work.tell("writing", 90)
+        host.shell.call(files.send, aside, descriptor)
+        work.tell("done", 100)
+
+
+def is_bundle(host: Host, path: Path) -> bool:
+    """Whether a file begins like one that was exported."""
+    return host.shell.call(files.read_head, path, limit_bytes=len(_MARK)) == _MARK
+
+
+def take_in(work: Building, source: Path) -> Image:
     """Bring what `export` wrote into a building, checked. Raises InvalidSpec with the reason for what is refused."""
-    source, folder = Path(wanted.source), work.directory / "bundle"
-    intake.unpack_tree(
-        work.host, source, folder, digest=wanted.sha256, limits=_LIMITS, events=work.events, subject=source.name
-    )
+    folder = work.directory / "bundle"
+    intake.unpack_tree(work.host, source, folder, limits=_LIMITS, events=work.events, subject=source.name)
     content = intake.read_in_tree(work.host, folder, _MANIFEST, limit_bytes=_MANIFEST_LIMIT_BYTES)
     try:
         data = json.loads(content or b"")
         if (data["format"], data["schema"]) != (FORMAT, SCHEMA):
             raise ValueError(f"it is {str(data['format'])[:40]!r} of version {str(data['schema'])[:10]!r}")
         image = described.parse_image(data["image"])
-        members = {
-            str(file): Artefact(file=str(file), **described.parse_digest(facts))
-            for file, facts in data["files"].items()
-        }
-        if sorted(members) != sorted(_names_of(image)):
+        members = [described.parse_member(file, facts) for file, facts in data["files"].items()]
+        if sorted(member.file for member in members) != sorted(_names_of(image)):
             raise ValueError("it does not hold what it says")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidSpec(
-            f"{source.name!r} is no image that hvctl exported: {error}",
-            hint="what it writes: hvctl image export --help",
+            f"{source.name!r} is no image that this hvctl can import: {error}", hint="ask who exported it"
         ) from error
-    for number, member in enumerate(members.values()):
+    for number, member in enumerate(members):
         work.tell("checking digests", 40 + 5 * number)
         _check_member(work, folder, member, source.name)
     return _place(work, folder, image)
+
+
+@contextlib.contextmanager
+def _packed(host: Host, name: str, events: Sink, *, is_full: bool) -> Iterator[tuple[Building, Path]]:
+    """The finished file, in a building's directory for the block."""
+    image = published.get_image(host, name)
+    if is_full:
+        image = halves.ensure_tree(host, halves.ensure_disk(host, image, events), events)
+    with building.begin(host, name, events, needed_bytes=_estimate(host, image)) as work:
+        aside = work.directory / "image.tar.zst"
+        _pack(work, _collect(work, image, is_full=is_full), aside)
+        yield work, aside
 
 
 def _check_target(host: Host, target: Path) -> None:
@@ -160,7 +177,7 @@ def _pack(work: Building, members: list[Path], target: Path) -> None:
         "--mode=0444",
         "--mtime=@0",
     ]
-    words += ["--use-compress-program=zstd -q -T0", "--checkpoint=1000", f"--file={target}"]
+    words += ["--use-compress-program=zstd -q -T0", "--checkpoint=1000", "--file=-"]
     for path in members:
         words += [f"--directory={path.parent}", path.name]
     total_bytes = sum(work.host.shell.call(files.size, path) for path in members)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from hvctl.model import Image, Process
+from hvctl.model import Artefact, Image, Process
 from hvctl.rootfs import manifest
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]{0,63}", re.ASCII)
@@ -52,13 +52,13 @@ def parse_image(data: dict[str, Any]) -> Image:
     return image
 
 
-def parse_digest(data: dict[str, Any]) -> dict[str, Any]:
-    """Size and digest of a file, checked."""
-    size_bytes, sha256 = int(data["size_bytes"]), str(data["sha256"])
-    _check(_DIGEST, sha256)
-    if not 0 <= size_bytes <= _LARGEST_BYTES:
-        raise ValueError("a file's size cannot be")
-    return {"size_bytes": size_bytes, "sha256": sha256}
+def parse_member(file: object, data: dict[str, Any]) -> Artefact:
+    """Name, size and digest of a file, checked. Raises as `parse_image`."""
+    member = manifest.parse_artefact({"file": file, **data})
+    _check(_DIGEST, member.sha256)
+    if not 0 <= member.size_bytes <= _LARGEST_BYTES:
+        raise ValueError(f"the size of {member.file!r} cannot be")
+    return member
 
 
 def _check(pattern: re.Pattern[str], *words: str) -> None:

@@ -59,8 +59,8 @@ def with_disk(image: Image, data: dict[str, Any], folder: str) -> Image:
     return replace(
         image,
         disk=replace(disk, artefact=replace(disk.artefact, file=f"{folder}/{disk.artefact.file}")),
-        kernel=place(_artefact(data["kernel"]) if data["kernel"] else None),
-        initrd=place(_artefact(data["initrd"]) if data["initrd"] else None),
+        kernel=place(parse_artefact(data["kernel"]) if data["kernel"] else None),
+        initrd=place(parse_artefact(data["initrd"]) if data["initrd"] else None),
         kernel_arguments=tuple(str(word) for word in data["kernel_arguments"]),
         kernel_release=str(data["kernel_release"]),
     )
@@ -95,8 +95,8 @@ def from_dict(data: dict[str, Any]) -> Image:
         login_user=str(data["login_user"]),
         provision=Provision(data["provision"]),
         disk=_disk(data["disk"]) if data["disk"] else None,
-        kernel=_artefact(data["kernel"]) if data["kernel"] else None,
-        initrd=_artefact(data["initrd"]) if data["initrd"] else None,
+        kernel=parse_artefact(data["kernel"]) if data["kernel"] else None,
+        initrd=parse_artefact(data["initrd"]) if data["initrd"] else None,
         kernel_arguments=tuple(str(word) for word in data["kernel_arguments"]),
         kernel_release=str(data["kernel_release"]),
         has_tree=bool(data["has_tree"]),
@@ -123,11 +123,12 @@ def _process(data: dict[str, Any]) -> Process:
 
 def _disk(data: dict[str, Any]) -> Disk:
     return Disk(
-        artefact=_artefact(data["artefact"]), format=str(data["format"]), virtual_bytes=int(data["virtual_bytes"])
+        artefact=parse_artefact(data["artefact"]), format=str(data["format"]), virtual_bytes=int(data["virtual_bytes"])
     )
 
 
-def _artefact(data: dict[str, Any]) -> Artefact:
+def parse_artefact(data: dict[str, Any]) -> Artefact:
+    """One file as manifests name it. Raises KeyError, TypeError or ValueError for what is none."""
     file = str(data["file"])
     if not _FILE.fullmatch(file):
         raise ValueError(f"file name {file!r}")

@@ -47,9 +47,8 @@ USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
 # What the source begins with -> the module that knows it. The first that matches.
 _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"docker://|oci:|oci-archive:|docker-archive:"), "hvctl.rootfs.oci"),
-    (re.compile(r"/.*\.hvctl$"), "hvctl.rootfs.bundles"),
     (re.compile(r"images:"), "hvctl.rootfs.simplestreams"),
-    (re.compile(r"(?:https?|file)://|/"), "hvctl.rootfs.imported"),
+    (re.compile(r"(?:https?|file)://|/|-$"), "hvctl.rootfs.imported"),
     (re.compile(r"[a-z0-9][a-z0-9.-]{0,62}$", re.ASCII), "hvctl.rootfs.catalogue"),
 )
 
