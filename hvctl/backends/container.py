@@ -20,10 +20,10 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends import application as applications
 from hvctl.backends import containerimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
+from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
@@ -34,6 +34,7 @@ from hvctl.units import MIB
 _PERIOD_US = 100_000
 _COPY_TIMEOUT_S = 7200
 _INIT = "/sbin/init"
+_END_TIMEOUT_S = 10.0
 # libvirt or the kernel puts something of its own there.
 _RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 
@@ -304,7 +305,24 @@ class ContainerBackend(Backend):
         """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
         with contextlib.suppress(WrongState):
             host.shell.call(enter.kill_init, self._controller(host, record))
-        super().kill(host, record)
+        try:
+            super().kill(host, record)
+        except LibvirtFailed:
+            # Its control groups went while libvirt was reading them (version 2): it is going off by itself then.
+            if not domains.goes_off(self._domain(host, record), timeout_s=_END_TIMEOUT_S):
+                raise
+
+    def pause(self, host: Host, record: Record) -> None:
+        if host.shell.call(freezer.has_own, self._controller(host, record)):
+            host.shell.call(freezer.freeze, self._controller(host, record))
+        else:
+            super().pause(host, record)
+
+    def resume(self, host: Host, record: Record) -> None:
+        if host.shell.call(freezer.has_own, self._controller(host, record)):
+            host.shell.call(freezer.thaw, self._controller(host, record))
+        else:
+            super().resume(host, record)
 
     def answers(self, host: Host, record: Record) -> bool:
         try:
