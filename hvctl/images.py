@@ -14,7 +14,8 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import debian, fetch, made, published, sources
+from hvctl.rootfs import containerfile, debian, fetch, made, published, sources
+from hvctl.rootfs.containerfile import Recipe
 from hvctl.rootfs.request import BuildRequest, parse_request
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import format_size
@@ -22,9 +23,11 @@ from hvctl.units import format_size
 __all__ = [
     "BuildRequest",
     "Listed",
+    "Recipe",
     "Wanted",
     "bring",
     "build",
+    "build_recipe",
     "delete",
     "find_unused",
     "get",
@@ -63,6 +66,16 @@ def build(host: Host, request: BuildRequest, events: Sink = ignore) -> Image:
     """
     host.require_root("image build")
     image = debian.build(host, request, events)
+    with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
+        prune(host)
+    return image
+
+
+def build_recipe(host: Host, recipe: Recipe, events: Sink = ignore) -> Image:
+    """Build an image from a Containerfile and give it its name. Raises as `containerfile.build`."""
+    host.require_root("image build")
+    published.check_tag(recipe.name)
+    image = containerfile.build(host, recipe, events)
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)
     return image

@@ -154,13 +154,12 @@ class ContainerBackend(Backend):
         super().discard_files(host, record)
 
     def hold(self, host: Host, record: Record) -> str:
-        domains.pause(self._domain(host, record))
+        self.pause(host, record)
         return ""
 
     def release(self, host: Host, record: Record) -> None:
-        domain = self._domain(host, record)
-        if domains.describe(domain).live.state is State.PAUSED:
-            domains.resume(domain)
+        if domains.describe(self._domain(host, record)).live.state is State.PAUSED:
+            self.resume(host, record)
 
     def copy_top(self, host: Host, record: Record, target: Path) -> None:
         words = ["cp", "--archive", "--reflink=auto", "--", str(host.store.layer(record.layers[-1])), str(target)]

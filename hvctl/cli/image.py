@@ -1,4 +1,4 @@
-"""`hvctl image build | pull | import | catalogue | list | show | delete | prune`; publish and export are in imagemake."""
+"""`hvctl image build | pull | import | catalogue | list | show | delete | prune`; build, publish and export are in imagemake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import click
 from hvctl.cli import imagemake
 from hvctl.cli.app import App, confirm, output_options
 from hvctl.cli.imageview import as_json, as_pairs, as_row
-from hvctl.cli.parameters import SIZE
 from hvctl.errors import UsageError
 from hvctl.model import Firmware
 
@@ -30,36 +29,9 @@ def image() -> None:
     """
 
 
+image.add_command(imagemake.build)
 image.add_command(imagemake.publish)
 image.add_command(imagemake.export)
-
-
-@image.command()
-@click.argument("name")
-@click.option("--suite", default="", help="debian-12 or debian-13; without it the name says which.")
-@click.option("--package", "packages", metavar="PACKAGE", multiple=True, help="Install this too; may be repeated.")
-@click.option("--disk", type=SIZE, default=None, help="Size of the root disk, 10GiB if not said; it takes no space.")
-@output_options
-def build(app: App, name: str, suite: str, packages: tuple[str, ...], disk: int | None) -> None:
-    """Build an image from the Debian mirror that this host uses; takes a minute or two.
-
-    The new image takes over the name; instances keep the image that they were made from.
-
-    Example: hvctl image build web-base --suite debian-12 --package nginx --disk 20GiB
-    """
-    from hvctl import images
-    from hvctl.rootfs import request
-
-    wanted = images.parse_request(
-        name, suite=suite, packages=packages, disk_bytes=disk if disk is not None else request.DEFAULT_DISK_BYTES
-    )
-    with app.progress() as events:
-        built = images.build(app.host, wanted, events)
-    listed = images.Listed(name=built.name, image=built)
-    app.print_result(
-        as_json(listed),
-        lambda: click.echo(f"{name}: built, {built.id[:12]}; next: hvctl create web --image {name}"),
-    )
 
 
 @image.command()

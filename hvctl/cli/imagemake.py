@@ -1,17 +1,59 @@
-"""`hvctl image publish | export`: images of what is here, and images as files."""
+"""`hvctl image build | publish | export`: images of what is here, and images as files."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from hvctl.cli.app import App, output_options
 from hvctl.cli.imageview import as_json
+from hvctl.cli.parameters import SIZE
 from hvctl.errors import UsageError
 from hvctl.units import format_size
+
+
+@click.command()
+@click.argument("what", metavar="NAME|DIRECTORY")
+@click.option("--suite", default="", help="debian-12 or debian-13; without it the name says which.")
+@click.option("--package", "packages", metavar="PACKAGE", multiple=True, help="Install this too; may be repeated.")
+@click.option("--disk", type=SIZE, default=None, help="Size of the root disk, 10GiB if not said; it takes no space.")
+@click.option("-f", "--file", metavar="CONTAINERFILE", default="", help="Do what this file says, in DIRECTORY.")
+@click.option("--name", default="", help="With -f: what the image is called.")
+@output_options
+def build(app: App, what: str, file: str, name: str, **options: Any) -> None:
+    """Build an image: NAME from the Debian mirror that this host uses, or what a Containerfile says, by buildah.
+
+    A Containerfile may be FROM an image that is here, `hvctl/NAME`: FROM a whole system it makes one again, unless it
+    sets ENTRYPOINT or CMD. Its RUN commands are done as this host's root, in a chroot. The new image takes over the name;
+    instances keep the image that they were made from.
+
+    Example: hvctl image build web-base --suite debian-12 --package nginx --disk 20GiB; or: hvctl image build -f
+    Containerfile . --name web
+    """
+    from hvctl import images
+
+    is_recipe = bool(file)
+    if is_recipe != bool(name) or (is_recipe and any(options.values())):
+        raise UsageError(
+            "-f CONTAINERFILE DIRECTORY --name NAME belong together, without --suite, --package, --disk",
+            hint="hvctl image build -f Containerfile . --name web",
+        )
+    with app.progress() as events:
+        if is_recipe:
+            recipe = images.Recipe(name=name, file=Path(os.path.abspath(file)), context=Path(os.path.abspath(what)))
+            built = images.build_recipe(app.host, recipe, events)
+        else:
+            sizes = {"disk_bytes": options["disk"]} if options["disk"] is not None else {}
+            wanted = images.parse_request(what, suite=options["suite"], packages=options["packages"], **sizes)
+            built = images.build(app.host, wanted, events)
+    app.print_result(
+        as_json(images.get(app.host, built.name)),
+        lambda: click.echo(f"{built.name}: built, {built.id[:12]}; next: hvctl create web --image {built.name}"),
+    )
 
 
 @click.command()
