@@ -138,7 +138,9 @@ def _select(image: Image, *, is_full: bool) -> Image:
     if image.disk is not None:
         image = replace(image, disk=replace(image.disk, artefact=_plain(image.disk.artefact)))
     kernel, initrd = (_plain(part) if part else None for part in (image.kernel, image.initrd))
-    return manifest.seal(replace(image, kernel=kernel, initrd=initrd))
+    # Its name here, and where its file lay, are nobody else's business.
+    source = "" if image.source.startswith(("/", "-", "file:")) else image.source
+    return manifest.seal(replace(image, name="", source=source, kernel=kernel, initrd=initrd))
 
 
 def _plain(artefact: Artefact) -> Artefact:
@@ -167,16 +169,9 @@ def _collect(work: Building, image: Image, *, is_full: bool) -> list[Path]:
 
 
 def _pack(work: Building, members: list[Path], target: Path) -> None:
-    words = [
-        "tar",
-        "--create",
-        "--format=gnu",
-        "--numeric-owner",
-        "--owner=0",
-        "--group=0",
-        "--mode=0444",
-        "--mtime=@0",
-    ]
+    work.host.shell.call(files.write_file, target, _MARK, 0o600)
+    words = ["sh", "-c", _APPEND, str(target), "--create", "--format=gnu", "--mode=0444", "--mtime=@0"]
+    words += ["--numeric-owner", "--owner=0", "--group=0"]
     words += ["--use-compress-program=zstd -q -T0", "--checkpoint=1000", "--file=-"]
     for path in members:
         words += [f"--directory={path.parent}", path.name]
@@ -224,4 +219,4 @@ def _place(work: Building, folder: Path, image: Image) -> Image:
     if image.has_tree:
         call(files.make_directory, work.rootfs.parent, 0o700)
         intake.unpack_tree(host, folder / _TREE, work.rootfs, events=work.events, subject=work.name)
-    return replace(image, kernel=boot[0], initrd=boot[1])
+    return replace(image, id="", kernel=boot[0], initrd=boot[1])
