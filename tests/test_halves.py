@@ -27,6 +27,7 @@ from hvctl.hostside import identityfiles
 from hvctl.model import Disk, Image, Provision
 from hvctl.rootfs import building, bundles, halves, published, sources
 from hvctl.rootfs.building import Building
+from hvctl.rootfs.rawdisk import RawDisk
 from hvctl.rootfs.sources import Wanted
 from tests import trees, victims
 from tests.test_ext4 import MIB, make
@@ -398,6 +399,27 @@ def test_identity_goes_and_the_rest_stays(tree: Path, tmp_path: Path) -> None:
     }
     assert (copy / "etc/machine-id").read_bytes() == b""
     assert (outside / "instances").is_dir()
+
+
+def test_identity_goes_from_a_disk_too(host: Host, tree: Path, tmp_path: Path) -> None:
+    """Of a root in a partition; the file system stays whole."""
+    with building.begin(host, "work", lambda _event: None) as work:
+        raw = RawDisk(work=work, subject="work", virtual_bytes=120 * MIB)
+        raw.path.touch()
+        os.truncate(raw.path, raw.virtual_bytes)
+        subprocess.run(["sfdisk", "-q", str(raw.path)], input=b"label: dos\nsize=64MiB\n", check=True, timeout=30)
+        make(tree, raw.path, "-t", "ext4", offset=MIB)
+        root, _parts = raw.find_root()
+        assert root is not None
+        raw.remove_identity(root)
+        raw.pack(root, "after.tar")
+        (tmp_path / "after").mkdir()
+        words = ["tar", "-C", str(tmp_path / "after"), "-xpf", str(work.directory / "after.tar")]
+        subprocess.run(words, check=True, timeout=60)
+    gone = set(trees.describe(tree)) - set(trees.describe(tmp_path / "after"))
+    assert {"etc/hostname", "etc/ssh/ssh_host_rsa_key", "var/lib/cloud/instances"} < gone
+    assert len(gone) == 7
+    assert (tmp_path / "after/etc/machine-id").read_bytes() == b""
 
 
 def test_what_was_exported_comes_back_the_same(host: Host, tree: Path, tmp_path: Path) -> None:
