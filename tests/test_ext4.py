@@ -86,13 +86,6 @@ def unpack(disk: Path, target: Path, *, offset: int = 0, size: int = SIZE_BYTES)
     return target
 
 
-def describe(tree: Path) -> dict[str, tuple[object, ...]]:
-    """The tree; its top is not what mke2fs copies."""
-    found = trees.describe(tree)
-    del found["."]
-    return found
-
-
 def survey(path: Path) -> list[Part]:
     with path.open("rb") as file:
         return partitions.survey(file.fileno(), path.stat().st_size)
@@ -101,7 +94,7 @@ def survey(path: Path) -> list[Part]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_of_a_tree_is_kept(tree: Path, tmp_path: Path, kind: str) -> None:
     disk = make(tree, tmp_path / "disk", *KINDS[kind])
-    found, wanted = describe(unpack(disk, tmp_path / "tree")), describe(tree)
+    found, wanted = trees.fingerprint(unpack(disk, tmp_path / "tree")), trees.fingerprint(tree)
     if "inline_data" in KINDS[kind][-1]:  # mke2fs 1.47.0 forgets the end of a file with holes there
         assert found.pop("sparse") != wanted.pop("sparse")
     assert found == wanted
@@ -136,7 +129,7 @@ def test_the_root_among_partitions_is_found(tree: Path, tmp_path: Path, label: s
     assert root is not None
     assert (root.offset, root.size, root.is_root) == (last["start"] * 512, 64 * MIB, True)
     found = unpack(disk, tmp_path / "tree", offset=root.offset, size=root.size)
-    assert describe(found) == describe(tree)
+    assert trees.fingerprint(found) == trees.fingerprint(tree)
 
 
 def test_a_tree_that_is_no_system_is_no_root(tmp_path: Path) -> None:

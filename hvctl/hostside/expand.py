@@ -10,6 +10,7 @@ import bz2
 import fcntl
 import lzma
 import os
+import signal
 import sys
 import zlib
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class Source:
             self.descriptor, into = os.pipe()
             self._errors, errors_into = os.pipe()
             fcntl.fcntl(into, _F_SETPIPE_SZ, _CHUNK_BYTES)
+            os.set_blocking(errors_into, False)  # nobody reads it before the end: what is too much is lost
             self._process = os.fork()
             if self._process == 0:
                 os.dup2(errors_into, 2)
@@ -81,6 +83,8 @@ class Source:
         if code:
             lines = os.read(self._errors, 4096).decode(errors="replace").strip().splitlines()
             reason = ascii(lines[-1])[1:-1][:200] if lines else f"status {code}"
+            if code == -signal.SIGXCPU:
+                raise Refused("it takes more CPU time than it may")
             if code == UNABLE:
                 raise Unable(reason)
             raise Refused(f"it cannot be expanded ({self.compression}): {reason}")
@@ -134,7 +138,7 @@ def _expand(compression: str, descriptor: int, into: int) -> None:
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise Refused(str(error)) from error
+        raise Refused(str(error).rpartition(": ")[2]) from error  # zlib: "Error -3 while decompressing data: ..."
     if not decoder.eof:
         raise Refused("it is cut short")
 
