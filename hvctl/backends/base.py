@@ -294,6 +294,10 @@ class Backend(ABC):
         """Whether a command could be run inside now."""
 
     @abstractmethod
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        """Whether it has come as far as can be seen of a system that knows nothing of us."""
+
+    @abstractmethod
     def measure_memory(self, host: Host, record: Record) -> int:
         """Bytes of the host's memory that it holds now; 0 when it is off."""
 

@@ -332,6 +332,9 @@ class ContainerBackend(Backend):
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
         return True  # the host's kernel has
 
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return self.answers(host, record)
+
     def measure_memory(self, host: Host, record: Record) -> int:
         return domains.get_used_bytes(self._domain(host, record))
 

@@ -270,6 +270,9 @@ class VmBackend(Backend):
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
         return self.measure_log(host, record) > log_start
 
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return self.has_booted(host, record, log_start=log_start)
+
     def measure_log(self, host: Host, record: Record) -> int:
         return 0 if record.is_application else host.shell.call(files.size, host.store.console_log(record.uuid))
 

@@ -26,8 +26,8 @@ def acquire(work: Building, wanted: Wanted) -> Image:
     if is_remote:
         _check_trust(work, wanted, digest)
         fetch.take_turn(work, wanted.source)
-        known = published.find_by_origin(work.host, _describe(wanted, str(digest)).as_image(wanted.name))
-        if known and digest:
+        known = published.find_by_origin(work.host, _describe(wanted, str(digest or "")).as_image(wanted.name))
+        if known is not None:
             work.events(Note(work.name, "it is here already"))
             return known
         fetched = fetch.bring(work, wanted.source)
