@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl import images, run
+from hvctl import images
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import lifecycle, query
+from hvctl.instances import claim, lifecycle, query
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance
 from hvctl.rootfs import fetch
@@ -72,7 +72,7 @@ def _collect_ephemeral(host: Host, dry_run: bool) -> list[Collected]:
     found = []
     for instance in host.instances():
         name = instance.name
-        if not instance.record.spec.is_ephemeral or host.is_busy(run.lock_name(name)):
+        if not instance.record.spec.is_ephemeral or host.is_busy(claim.run_lock(name)):
             continue
         if dry_run:
             found.append(Collected(what=f"instance {name}", action="would be deleted: its run is gone", is_done=False))

@@ -17,7 +17,7 @@ from hvctl.backends import get_backend
 from hvctl.errors import AlreadyExists, GuestFailed, NotFound, UsageError
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
-from hvctl.instances import create, effects, enter, lifecycle, query
+from hvctl.instances import claim, create, effects, enter, lifecycle, query
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Instance, Wait
 from hvctl.rootfs import published
@@ -35,11 +35,6 @@ class Request:
     command: tuple[str, ...] = ()
 
 
-def lock_name(name: str) -> str:
-    """The lock that a `run` holds while it lives. No instance can have this name: the dot."""
-    return f"run.{name}"
-
-
 def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequence[int] = (0, 1, 2)) -> int:
     """Run a command in an instance of its own; its exit code, 128 + N when signal N ended it.
 
@@ -55,7 +50,7 @@ def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequenc
             hint=f"hvctl run {image.name} -- COMMAND; to keep it: hvctl create NAME --image {image.name}",
         )
     made = replace(request.create, spec=spec)
-    with host.lock(lock_name(spec.name)), contextlib.ExitStack() as stack:
+    with host.lock(claim.run_lock(spec.name)), contextlib.ExitStack() as stack:
         _check_free(host, spec.name)
         stack.callback(_delete, host, spec.name)
         if image.process is None:

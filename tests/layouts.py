@@ -21,7 +21,7 @@ GROUP = "root:x:0:\napps:x:2345:\nextra:x:3456:app\n"
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a layer: a file, or with `link` a symbolic link, with `hard` a hard one, else a directory."""
+    """One member of a layer: a symbolic link with `link`, a hard one with `hard`, else a file, or without data a directory."""
 
     name: str
     data: bytes | None = None
@@ -82,7 +82,7 @@ def write(folder_: Path, layers: Sequence[Sequence[Entry]], config: Mapping[str,
         archive = _pack(layer)
         diff_ids.append("sha256:" + hashlib.sha256(archive).hexdigest())
         descriptors.append(
-            _blob(folder_, gzip.compress(archive, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
+            add_blob(folder_, gzip.compress(archive, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")
         )
     whole = {
         "created": "2026-01-01T00:00:00Z",
@@ -91,17 +91,17 @@ def write(folder_: Path, layers: Sequence[Sequence[Entry]], config: Mapping[str,
         "config": dict(config),
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     }
-    configuration = _blob(folder_, json.dumps(whole).encode(), "application/vnd.oci.image.config.v1+json")
+    configuration = add_blob(folder_, json.dumps(whole).encode(), "application/vnd.oci.image.config.v1+json")
     kind = "application/vnd.oci.image.manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": kind, "config": configuration, "layers": descriptors}
-    described = _blob(folder_, json.dumps(manifest).encode(), kind)
+    described = add_blob(folder_, json.dumps(manifest).encode(), kind)
     named = {**described, "annotations": {"org.opencontainers.image.ref.name": tag}}
     (folder_ / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [named]}))
     (folder_ / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return folder_
 
 
-def _blob(folder_: Path, content: bytes, media: str) -> dict[str, Any]:
+def add_blob(folder_: Path, content: bytes, media: str) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
     (folder_ / "blobs" / "sha256" / digest).write_bytes(content)
     return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(content)}

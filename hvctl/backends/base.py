@@ -113,7 +113,7 @@ class Backend(ABC):
 
     def choose_template(self, image: Image) -> str:
         """The template for an instance of this image when the user names none."""
-        return "default"
+        return "application" if image.process is not None else "default"
 
     @abstractmethod
     def check_image(self, image: Image) -> None:

@@ -180,7 +180,7 @@ class ContainerBackend(Backend):
             "cpuset": spec.cpuset,
             "cpu_period_us": _PERIOD_US,
             "cpu_quota_us": spec.cpus * _PERIOD_US,
-            "init": f"{application.HERE}/application/init" if record.is_application else _INIT,
+            "init": _INIT,
             # In a container systemd and cloud-init read these where a kernel's command line would be.
             "init_arguments": () if has_seed or record.provision is Provision.NONE else ("cloud-init=disabled",),
             "first_id": record.first_id or 0,

@@ -66,7 +66,9 @@ class VmBackend(Backend):
 
     def choose_template(self, image: Image) -> str:
         """Firmware matters to a disk with a boot loader of its own alone."""
-        return "uefi" if image.firmware is Firmware.UEFI and image.kernel is None else "default"
+        if image.firmware is Firmware.UEFI and image.kernel is None:
+            return "uefi"
+        return super().choose_template(image)
 
     def check_image(self, image: Image) -> None:
         if image.disk is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, output_options
-from hvctl.cli.parameters import MOUNT, PAIR, SIZE
+from hvctl.cli.parameters import MOUNT, PAIR, SIZE, VARIABLE, WithCommand
 from hvctl.cli.present import as_json
 from hvctl.errors import NotFound, UsageError
 from hvctl.events import Note, Sink
@@ -17,9 +17,10 @@ from hvctl.model import AccelChoice, Instance, Mode, Provision, Spec, State, Wai
 
 if TYPE_CHECKING:
     from hvctl.instances.create import Request
+    from hvctl.rootfs.application import Wishes
 
 
-@click.command()
+@click.command(cls=WithCommand)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--container", is_flag=True, help="A container instead of a VM, from the same image.")
 @click.option("--image", help="The image to start from (default: from the settings, debian-12).")
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--require-kvm", is_flag=True, help="Fail (exit 8) rather than emulate.")
 @click.option("--ssh-key", "ssh_keys", multiple=True, help="A public key, or a file with some (default: yours).")
 @click.option("--user-data", type=click.Path(path_type=Path), help="cloud-init user data; `-` reads stdin.")
+@click.option("--env", "-e", "environment", metavar="K=V", type=VARIABLE, multiple=True, help="For an application.")
+@click.option("--entrypoint", default=None, help="An application's, in place of its image's; empty: none.")
+@click.option("--user", default="", help="An application's, in place of its image's: USER[:GROUP], names or numbers.")
 @click.option("--autostart", is_flag=True, help="Start it when the host boots.")
 @click.option("--no-start", is_flag=True, help="Only make it.")
 @click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 @output_options
 def create(app: App, names: tuple[str, ...], **options: object) -> None:
     """Make one or more instances from an image, start them and wait until they answer.
+
+    Of an application image, words after -- replace its command.
 
     Example: hvctl create web db --image debian-12 --cpus 2 --memory 2GiB
     """
@@ -107,11 +113,25 @@ def _parse(app: App, name: str, options: dict[str, object]) -> Request:
         spec=spec,
         authorized_keys=options["authorized_keys"],  # type: ignore[arg-type]
         user_data=options["user_data"],  # type: ignore[arg-type]
+        wishes=parse_wishes(options),
         require_kvm=bool(options["require_kvm"]),
         trust_image=bool(options["trust_image"]),
         start=not options["no_start"],
         wait=Wait(str(options["wait"])),
         timeout_s=float(str(options["timeout"])),
+    )
+
+
+def parse_wishes(options: dict[str, object]) -> Wishes:
+    """What an application is to run otherwise than its image says, from `environment`, `entrypoint` and `command`."""
+    from hvctl.rootfs.application import Wishes
+
+    entrypoint = options["entrypoint"]
+    return Wishes(
+        environment=tuple(options["environment"]),  # type: ignore[arg-type]
+        entrypoint=None if entrypoint is None else (str(entrypoint),) if entrypoint else (),
+        command=tuple(options["command"]),  # type: ignore[arg-type]
+        user=str(options["user"]),
     )
 
 
@@ -146,6 +166,8 @@ def _build_missing(app: App, image: str) -> None:
 
 def _next(instance: Instance) -> str:
     name = instance.name
+    if instance.record.is_application:
+        return f"logs {name}"
     if instance.state is not State.RUNNING:
         return f"start {name}"
     can_log_in = instance.record.address and instance.record.provision is not Provision.NONE

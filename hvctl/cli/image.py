@@ -48,6 +48,8 @@ def pull(app: App, source: str, name: str, sha256: str, user: str, insecure: boo
     SOURCE is one of
       ubuntu-24.04           a name of the catalogue: hvctl image catalogue
       images:debian/12/cloud an image of a simplestreams server (setting `simplestreams`)
+      docker://HOST/APP:TAG  an application image of a registry (docker://alpine: Docker's); also oci:DIR[:TAG],
+                             oci-archive:FILE, docker-archive:FILE
       https://HOST/PATH      a disk or root tree; with --name, and --sha256 or --insecure
 
     The same again is only looked up: nothing is fetched twice. The new image takes over the name.
@@ -220,9 +222,13 @@ def _bring(app: App, wanted: Wanted) -> None:
 
 
 def _name_of(source: str) -> str:
-    """What an image is called when the user does not say: the catalogue's name, or `images-debian-12`."""
+    """What an image is called when the user does not say: the catalogue's name, `images-debian-12`, `app-1.2`."""
+    from hvctl.rootfs import sources
+
     if source.startswith("images:"):
         return source.lower().replace(":", "-").replace("/", "-")
+    if sources.is_application(source):
+        return sources.suggest_name(source)
     if _SCHEME.match(source) or "/" in source:
         raise UsageError(f"{source[:100]!r} does not say what it is to be called", hint="add --name NAME")
     return source

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from hvctl.cli.present import format_age
-from hvctl.model import Provision
+from hvctl.model import Image, Process, Provision
 from hvctl.units import format_size
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def as_json(item: Listed) -> dict[str, object]:
         "has_disk": found.disk is not None,
         "has_tree": found.has_tree,
         "made": list(item.made),
+        "process": _process_as_json(found.process) if found.process else None,
         "firmware": found.firmware.value,
         "source": found.source,
         "origin": found.origin,
@@ -40,6 +42,36 @@ def as_json(item: Listed) -> dict[str, object]:
         "users": list(item.users),
         "problem": "",
     }
+
+
+def _process_as_json(process: Process) -> dict[str, object]:
+    return {
+        "entrypoint": list(process.entrypoint),
+        "command": list(process.command),
+        "environment": dict(process.environment),
+        "user": process.user,
+        "directory": process.directory,
+        "ports": list(process.ports),
+        "stop_signal": process.stop_signal,
+    }
+
+
+def _process_as_pairs(process: Process) -> list[tuple[str, str]]:
+    return [
+        ("entrypoint", shlex.join(process.entrypoint)),
+        ("command", shlex.join(process.command)),
+        *(("environment", f"{key}={value}") for key, value in process.environment),
+        ("user", process.user),
+        ("directory", process.directory),
+        ("ports", " ".join(process.ports)),
+        ("stop signal", process.stop_signal),
+    ]
+
+
+def _login_of(image: Image) -> str:
+    if image.process is not None:
+        return ""
+    return image.login_user if image.provision is not Provision.NONE else "by exec only: no cloud-init"
 
 
 def as_row(item: Listed) -> tuple[str, ...]:
@@ -70,7 +102,8 @@ def as_pairs(item: Listed) -> list[tuple[str, str]]:
         ("os", f"{found.os} {found.version} ({found.architecture})"),
         ("disk", _describe_half(item, "disk", found.disk is not None)),
         ("tree", _describe_half(item, "tree", found.has_tree)),
-        ("login", found.login_user if found.provision is not Provision.NONE else "by exec only: no cloud-init"),
+        ("login", _login_of(found)),
+        *(_process_as_pairs(found.process) if found.process else []),
         ("kernel", found.kernel_release),
         ("arguments", " ".join(found.kernel_arguments)),
         ("disk size", format_size(found.disk.virtual_bytes) if found.disk else ""),

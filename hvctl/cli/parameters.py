@@ -68,9 +68,22 @@ class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
         return Mount(source=os.path.abspath(source), target=rest[0], is_read_only=rest[1:] == ["ro"], uid=uid, gid=gid)
 
 
+class WithCommand(click.Command):
+    """A command whose last words, after `--`, are a command of the user's: the parameter `command`, not its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        command: list[str] = []
+        if "--" in args:
+            at = args.index("--")
+            args, command = args[:at], args[at + 1 :]
+        rest = super().parse_args(ctx, args)
+        ctx.params["command"] = tuple(command)
+        return rest
+
+
 SIZE = Size()
 PAIR = Pair()
 VARIABLE = Variable()
 MOUNT = SharedDirectory()
 
-__all__ = ["MOUNT", "PAIR", "SIZE", "VARIABLE"]
+__all__ = ["MOUNT", "PAIR", "SIZE", "VARIABLE", "WithCommand"]

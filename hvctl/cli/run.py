@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.create import parse_wishes
 from hvctl.cli.parameters import MOUNT, SIZE, VARIABLE
 from hvctl.errors import UsageError
 from hvctl.events import Event, Note
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--name", default="", help="The instance's name (default: one that is free).")
 @click.option("--env", "-e", "environment", metavar="K=V", type=VARIABLE, multiple=True, help="For the command.")
 @click.option("--entrypoint", default=None, help="In place of the image's; empty: none.")
+@click.option("--user", default="", help="In place of the image's: USER[:GROUP], names or numbers.")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
 @click.option("--mount", "mounts", metavar="SRC:DST[:ro]", type=MOUNT, multiple=True, help="Share a directory.")
@@ -39,7 +41,6 @@ def run(app: App, image: str, command: tuple[str, ...], **options: object) -> in
     """
     from hvctl import run as flow
     from hvctl.instances.create import Request
-    from hvctl.rootfs.application import Wishes
 
     if app.is_json:
         raise UsageError("run has no JSON: its output is the command's", hint="leave --json away")
@@ -57,12 +58,7 @@ def run(app: App, image: str, command: tuple[str, ...], **options: object) -> in
         mounts=tuple(options["mounts"]),  # type: ignore[arg-type]
         accel=AccelChoice.AUTO,
     )
-    entrypoint = options["entrypoint"]
-    wishes = Wishes(
-        environment=tuple(options["environment"]),  # type: ignore[arg-type]
-        entrypoint=None if entrypoint is None else (str(entrypoint),) if entrypoint else (),
-        command=words if is_application else (),
-    )
+    wishes = parse_wishes({**options, "command": words if is_application else ()})
     return flow.run(app.host, flow.Request(create=Request(spec=spec, wishes=wishes), command=words))
 
 

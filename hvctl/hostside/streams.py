@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,12 +33,14 @@ class Streams:
     fifo: Path | None = None
     """Of stdin, while it is not open."""
     _waiting: bytes = field(default=b"", repr=False)
+    _spent: int = -1
+    """A socket of stdin that nothing more goes into."""
 
     def close(self) -> None:
         """Close all that is open."""
-        for descriptor in {self.stdin, self.stdout, self.stderr} - {-1}:
+        for descriptor in {self.stdin, self.stdout, self.stderr, self._spent} - {-1}:
             os.close(descriptor)
-        self.stdin = self.stdout = self.stderr = -1
+        self.stdin = self.stdout = self.stderr = self._spent = -1
         self.fifo = None
 
     def copy(self, ours: Sequence[int], look: Callable[[], bool]) -> None:
@@ -96,8 +99,14 @@ class Streams:
             self._end_input()
 
     def _end_input(self) -> None:
-        os.close(self.stdin)
-        self.stdin = -1
+        if stat.S_ISSOCK(os.fstat(self.stdin).st_mode):
+            # Half of it: QEMU forgets what it has not delivered when a socket is closed (7.2, tcp_chr_hup).
+            with socket.socket(fileno=os.dup(self.stdin)) as end, contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_WR)
+            self._spent, self.stdin = self.stdin, -1
+        else:
+            os.close(self.stdin)
+            self.stdin = -1
 
 
 def make_fifos(directory: Path, uid: int, gid: int) -> None:

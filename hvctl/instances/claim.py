@@ -1,4 +1,4 @@
-"""Claiming an instance that is there: the first intent of a change goes into its record."""
+"""Claiming an instance: the first intent of a change of one that is there, and the lock of a `run`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from hvctl import operation
 from hvctl.host import Host
 from hvctl.instances import effects
 from hvctl.model import Record
+
+
+def run_lock(name: str) -> str:
+    """The lock that a `run` holds while it lives, beside the instance's own. No instance can have this name: the dot."""
+    return f"run.{name}"
 
 
 def claim_existing(host: Host) -> Callable[[Record], object]:

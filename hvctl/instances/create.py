@@ -83,7 +83,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
     identity.check_name(request.spec.name)
     backend = get_backend(request.spec.mode)
     image = image or published.get_image(host, request.spec.image)
-    spec = _choose_template(request.spec, image)
+    spec = replace(request.spec, template=request.spec.template or backend.choose_template(image))
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
     key = identity.new_key_pair()
@@ -98,7 +98,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
         mac=identity.new_mac(),
         login_user=image.login_user,
         host_key=key.public,
-        authorized_keys=request.authorized_keys,
+        authorized_keys=() if image.process is not None else request.authorized_keys,
         provision=image.provision,
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -121,12 +121,6 @@ def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:
     values = backend.format_values(host, record, plan.image)
     xml = templates.render(plan.template, values, dict(record.spec.variables))
     return metadata.embed(backend.finish_xml(host, record, plan.image, xml), record)
-
-
-def _choose_template(spec: Spec, image: Image) -> Spec:
-    """An application has templates of its own; of a system, its mode knows."""
-    usual = "application" if image.process is not None else get_backend(spec.mode).choose_template(image)
-    return replace(spec, template=spec.template or usual)
 
 
 def _describe_access(record: Record) -> str:

@@ -56,6 +56,7 @@ def make_record(mode: Mode, template: str, store: Path, variables: Mapping[str, 
         address="10.0.0.2",
         host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEX",
         authorized_keys=(),
+        provision=Provision.PROCESS if template == "application" else Provision.CREDENTIALS,
         **get_backend(mode).example,
         created_at=IMAGE.created_at,
     )

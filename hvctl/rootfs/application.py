@@ -43,10 +43,12 @@ class Wishes:
     entrypoint: tuple[str, ...] | None = None
     """Replaces the image's, whose command then goes with it; empty: none."""
     command: tuple[str, ...] = ()
+    user: str = ""
+    """`user`, `uid`, `user:group` or `uid:gid`; empty: the image's."""
 
     @property
     def are_any(self) -> bool:
-        return bool(self.environment or self.command) or self.entrypoint is not None
+        return bool(self.environment or self.command or self.user) or self.entrypoint is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ def resolve(image: Image, wishes: Wishes) -> Process:
         entrypoint=entrypoint,
         command=wishes.command or command,
         environment=tuple(environment.items()),
+        user=wishes.user or process.user,
     )
     words = [*process.entrypoint, *process.command]
     if not words:
@@ -104,7 +107,9 @@ def find_ids(host: Host, image: Image, process: Process) -> tuple[int, int]:
     if group:
         gid, _none = _find_id(host, tree, "etc/group", group, image.name)
     if not (0 <= uid <= _LARGEST_ID and 0 <= gid <= _LARGEST_ID):
-        raise InvalidSpec(f"image {image.name!r} runs as {process.user!r}, beyond id {_LARGEST_ID}", hint="it cannot")
+        raise InvalidSpec(
+            f"image {image.name!r} runs as {process.user!r}, beyond id {_LARGEST_ID}", hint="--user says another"
+        )
     return uid, gid
 
 
@@ -191,4 +196,4 @@ def _find_id(host: Host, tree: Path, name: str, wanted: str, image: str) -> tupl
             return int(fields[2]), second
     if re.fullmatch(r"\d{1,10}", wanted, re.ASCII):
         return int(wanted), 0
-    raise InvalidSpec(f"image {image!r} has no {wanted[:80]!r} in its /{name}", hint="it cannot be run as it is")
+    raise InvalidSpec(f"image {image!r} has no {wanted[:80]!r} in its /{name}", hint="--user says another")

@@ -44,9 +44,11 @@ Acquire = Callable[[Building, Wanted], Image]
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
 """Whoever may log in is called so (useradd(8))."""
 
+_APPLICATION = re.compile(r"docker://|oci:|oci-archive:|docker-archive:")
+
 # What the source begins with -> the module that knows it. The first that matches.
 _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"docker://|oci:|oci-archive:|docker-archive:"), "hvctl.rootfs.oci"),
+    (_APPLICATION, "hvctl.rootfs.oci"),
     (re.compile(r"images:"), "hvctl.rootfs.simplestreams"),
     (re.compile(r"(?:https?|file)://|/|-$"), "hvctl.rootfs.imported"),
     (re.compile(r"[a-z0-9][a-z0-9.-]{0,62}$", re.ASCII), "hvctl.rootfs.catalogue"),
@@ -67,14 +69,19 @@ def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
 
 
 def is_source(text: str) -> bool:
-    """Whether a user's words mean a place that images come from, rather than the name of one that is here."""
-    return any(pattern.match(text) for pattern, _module in _KINDS)
+    """Whether a user's words can only mean a place that images come from, and not the name of one that is here."""
+    return ":" in text and any(pattern.match(text) for pattern, _module in _KINDS)
+
+
+def is_application(source: str) -> bool:
+    """Whether application images come from there."""
+    return _APPLICATION.match(source) is not None
 
 
 def suggest_name(source: str, *, is_unique: bool = False) -> str:
     """A name for an image from there: the last part of its path, with its tag; `is_unique`: no other source's."""
-    path = re.split(r"[/:]", re.sub(r":latest$", "", source.partition("@")[0]))
-    parts = [part for part in path[-2:] if part] if ":" in source.rpartition("/")[2] else path[-1:]
+    last = source.partition("@")[0].removesuffix(":latest").rpartition("/")[2]
+    parts = [part for part in last.removeprefix(source.partition(":")[0]).split(":") if part]
     name = re.sub(r"[^a-z0-9._-]+|\.{2,}", "-", "-".join(parts).lower()).strip("._-")[:48].strip("._-") or "image"
     return f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}" if is_unique else name
 

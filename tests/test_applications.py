@@ -1,0 +1,265 @@
+"""Application images: pulled from a registry, run in both modes, kept as services."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvctl import gc, images
+from hvctl.backends import application as applications
+from hvctl.config import Config
+from hvctl.errors import HvctlError, InvalidSpec, NotFound
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.instances import lifecycle, query
+from hvctl.model import Mode, Provision, State
+from hvctl.rootfs import halves
+from tests import cli, layouts, registry, world
+from tests.registry import Registry
+
+pytestmark = pytest.mark.guest
+
+CONFIG = {
+    "Env": ["PATH=/bin", "GREETING=hello world", "QUOTE='\"$x"],
+    "User": "app",
+    "WorkingDir": "/srv/work",
+    "Entrypoint": ["/bin/sh", "-c"],
+    "Cmd": ["echo the image's own command"],
+    "StopSignal": "SIGUSR1",
+    "ExposedPorts": {"80/tcp": {}},
+}
+
+# Everything of a tree but what an instance gets from hvctl: one line for each name.
+LIST = r"""
+cd /; find . -xdev | grep -vE '^\./(dev|proc|sys|lost\+found)($|/)|^\./(etc/(hosts|hostname|resolv.conf)|srv/work)$' | sort |
+while read -r path; do
+    [ -L "$path" ] && { echo "$path link $(readlink "$path") $(stat -c '%u %g' "$path")"; continue; }
+    [ -d "$path" ] && { echo "$path folder $(stat -c '%a %u %g' "$path")"; continue; }
+    echo "$path file $(stat -c '%a %u %g %h' "$path") $(sha256sum <"$path" | cut -d' ' -f1)"
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with registry.serving(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers with whiteouts, an opaque directory, hard links and attributes."""
+    layers = [layouts.base(), *layouts.changes()]
+    return layouts.write(tmp_path_factory.mktemp("layout") / "app", layers, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def source(server: Registry, layout: Path) -> str:
+    return server.push(layout, "team/app:1")
+
+
+@pytest.fixture(scope="module")
+def app(host: Host, source: str, debian_image: str) -> str:
+    """The name of the image, pulled."""
+    image = images.bring(host, images.Wanted(name="app", source=source))
+    return halves.ensure_disk(host, image).name
+
+
+@pytest.fixture
+def ran(host: Host) -> Iterator[None]:
+    """Afterwards everything is as it was before."""
+    before = world.look(host)
+    yield
+    assert world.differences(before, world.look(host)) == []
+
+
+def words(mode: Mode, *rest: str) -> list[str]:
+    return ["run", f"--{mode}", "--memory", "256MiB", *rest]
+
+
+def test_an_image_says_what_it_is(host: Host, app: str, source: str) -> None:
+    image = images.get(host, app).image
+    assert image is not None and image.process is not None
+    assert (image.provision, image.source) == (Provision.PROCESS, source)
+    assert (image.process.user, image.process.directory, image.process.ports) == ("app", "/srv/work", ("80/tcp",))
+    assert image.process.stop_signal == "SIGUSR1"
+
+
+def test_the_same_content_is_one_image_wherever_it_comes_from(host: Host, app: str, layout: Path) -> None:
+    again = images.bring(host, images.Wanted(name="again", source=f"oci:{layout}:latest"))
+    first = images.get(host, app).image
+    assert first is not None
+    assert again.id == first.id
+
+
+def test_archives_are_taken_as_well(host: Host, app: str, layout: Path, tmp_path: Path) -> None:
+    first = images.get(host, app).image
+    for kind in ("oci-archive", "docker-archive"):
+        archive = tmp_path / f"{kind}.tar"
+        command = ["skopeo", "copy", "--quiet", "--insecure-policy", f"oci:{layout}:latest", f"{kind}:{archive}:x:1"]
+        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        wanted = images.Wanted(name="again", source=f"{kind}:{archive}", sha256=files.hash_file(archive))
+        brought = images.bring(host, wanted)
+        assert first is not None
+        assert brought.process == first.process
+        if kind == "oci-archive":
+            assert brought.id == first.id
+        with pytest.raises(InvalidSpec, match="another checksum"):
+            images.bring(host, images.Wanted(name="again", source=f"{kind}:{archive}", sha256="0" * 64))
+
+
+def test_it_runs_as_its_image_says(settings: Config, ran: None, app: str, mode: Mode) -> None:
+    script = """
+        echo "$(id -u):$(id -g):$(id -G) $(pwd) $HOME $GREETING $EXTRA $QUOTE"; echo to-stderr >&2; cat
+        for each in 1 2 3; do (sleep 0.1 &); done; sleep 0.2
+        while cat /proc/[0-9]*/stat 2>/dev/null | grep -q ') Z '; do sleep 0.1; done; echo reaped >/dev/stdout
+        cat /etc/hostname; ip -4 addr show eth0 | grep -c inet; exit 7"""
+    done = cli.run(settings, *words(mode, "--name", "app-1", "-e", "EXTRA=a b", app, "--", script), stdin="one\ntwo\n")
+    assert done.out.splitlines() == [
+        "1234:2345:2345 3456 /srv/work /home/app hello world a b '\"$x",
+        *("one", "two", "reaped", "app-1", "1"),
+    ]
+    assert (done.status, done.err) == (7, "to-stderr\n")
+
+
+def test_its_tree_is_that_which_umoci_makes(
+    settings: Config, ran: None, app: str, mode: Mode, layout: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["umoci", "unpack", "--image", f"{layout}:latest", tmp_path / "b"], check=True, timeout=60)
+    expected = sorted(list_tree(tmp_path / "b" / "rootfs"))
+    done = cli.run(settings, *words(mode, "--user", "0:0", app, "--", LIST))
+    assert sorted(done.out.splitlines()) == expected
+
+
+def list_tree(root: Path) -> Iterator[str]:
+    """What LIST prints, of a directory here."""
+    for path in [root, *root.rglob("*")]:
+        name = f"./{path.relative_to(root)}" if path != root else "."
+        if re.match(r"\./(dev|proc|sys)($|/)", name):
+            continue
+        facts = path.lstat()
+        owner = f"{facts.st_uid} {facts.st_gid}"
+        if path.is_symlink():
+            yield f"{name} link {os.readlink(path)} {owner}"
+        elif path.is_dir():
+            yield f"{name} folder {stat.S_IMODE(facts.st_mode):o} {owner}"
+        else:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            yield f"{name} file {stat.S_IMODE(facts.st_mode):o} {owner} {facts.st_nlink} {digest}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_asks_it_to_end_as_its_image_wants(
+    settings: Config, ran: None, app: str, mode: Mode, number: int
+) -> None:
+    script = "trap 'echo asked; exit 5' USR1; echo up; while :; do sleep 0.1; done"
+    argv = [sys.executable, "-m", "hvctl", *words(mode, app, "--", script)]
+    with subprocess.Popen(argv, env=cli.environment(settings), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(number)
+        assert process.stdout.read() == b"asked\n"
+        assert process.wait(cli.TIMEOUT_S) == 5
+
+
+def test_a_killed_run_leaves_nothing_after_gc(host: Host, settings: Config, ran: None, app: str) -> None:
+    argv = [sys.executable, "-m", "hvctl", *words(Mode.CONTAINER, "--name", "killed", app, "--", "echo up; sleep 1000")]
+    with subprocess.Popen(argv, env=cli.environment(settings), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert [item for item in gc.collect(host) if "killed" in item.what] == []  # it lives
+        process.kill()
+    assert query.get(host, "killed").state is State.RUNNING
+    found = gc.collect(host)
+    assert [item.is_done for item in found if "killed" in item.what] == [True]
+
+
+def test_much_output_neither_stops_nor_is_lost(settings: Config, ran: None, app: str) -> None:
+    done = cli.run_bytes(settings, *words(Mode.CONTAINER, app, "--", "head -c 100000000 /dev/zero; exit 3"))
+    assert (done.returncode, len(done.stdout)) == (3, 100_000_000)
+
+
+def test_a_service_is_kept_and_its_log_bounded(host: Host, settings: Config, ran: None, app: str, mode: Mode) -> None:
+    script = "trap 'echo told; exit 5' USR1; echo first; head -c 20000000 /dev/zero; echo; echo up; while :; do sleep 0.1; done"
+    arguments = ["--image", app, *(["--container"] if mode is Mode.CONTAINER else []), "--memory", "256MiB"]
+    made = cli.run(settings, "create", "service", *arguments, "--env", "X=1", "--", script)
+    assert (made.status, made.out.split(";")[1].strip()) == (0, "next: hvctl logs service"), made.err
+    instance = query.get(host, "service")
+    while query.read_console(host, instance, lines=1) != ("up",):
+        host.pause(0.1)
+    kept = files.disk_usage(host.store.output(instance.record.uuid))
+    assert kept < 17_000_000
+    done = cli.run(settings, "exec", "service", "--", "id", "-u")
+    refused = (255, "guest agent") if mode is Mode.VM else (0, "")
+    assert (done.status, refused[1] in done.err) == (refused[0], True)
+    assert "no sshd" in cli.run(settings, "ssh", "service").err
+    assert cli.run(settings, "stop", "service").status == 0
+    assert query.read_console(host, instance, lines=1) == ("told",)
+    assert applications.read_status(host, instance.record).exit_code == 5
+    lifecycle.start(host, "service")
+    assert applications.read_status(host, instance.record).exit_code is None
+    lifecycle.delete(host, "service")
+
+
+def test_one_that_fails_at_once_says_so(host: Host, settings: Config, ran: None, app: str) -> None:
+    made = cli.run(settings, "create", "broken", "--container", "--image", app, "--entrypoint", "/bin/nosuch")
+    lifecycle.delete(host, "broken")
+    assert made.status in (0, 12)  # it may be seen a moment later
+    assert made.status == 0 or "code 127" in made.err
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "reason"),
+    [
+        (["nosuch"], 255, "no image 'nosuch'"),
+        (["docker://localhost:1/none"], 255, "cannot pull"),
+        (["--entrypoint", "", "app"], 255, "names no command"),
+        (["--name", "UPPER", "app"], 255, "UPPER"),
+        (["--env", "=x", "app"], 2, "K=V"),
+        (["debian-12"], 255, "whole system"),
+        (["--json", "app"], 255, "no JSON"),
+        ([], 2, "IMAGE"),
+    ],
+)
+def test_what_cannot_be_run_says_why(
+    settings: Config, ran: None, app: str, options: list[str], status: int, reason: str
+) -> None:
+    done = cli.run(settings, "run", *options)
+    assert (done.status, done.err.count("\n")) == (status, 1)
+    assert reason in done.err
+
+
+def test_a_whole_system_runs_one_command(settings: Config, ran: None, debian_image: str) -> None:
+    done = cli.run(settings, "run", "--container", debian_image, "--", "sh", "-c", "echo out; exit 4")
+    assert (done.status, done.out) == (4, "out\n")
+
+
+def test_a_flipped_byte_in_the_registry_is_refused(host: Host, server: Registry, layout: Path, ran: None) -> None:
+    source = server.push(layout, "team/flipped:1")
+    blob = server.list_blobs()[0]
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    original = blob.read_bytes()
+    blob.write_bytes(content)
+    try:
+        with pytest.raises(HvctlError, match="igest") as refused:
+            images.bring(host, images.Wanted(name="flipped", source=source))
+    finally:
+        blob.write_bytes(original)
+    assert "\n" not in refused.value.message
+
+
+def test_what_is_not_there_is_not_found(host: Host, server: Registry, ran: None) -> None:
+    with pytest.raises(NotFound):
+        images.bring(host, images.Wanted(name="none", source=f"docker://{server.address}/team/none:1"))
+    with pytest.raises(NotFound):
+        images.bring(host, images.Wanted(name="none", source="oci:/nonexistent:latest"))
