@@ -157,3 +157,19 @@ def test_what_is_right_comes_in(host: Host, tmp_path: Path) -> None:
     for name in ("vmlinuz", "initrd", "disk.qcow2", "manifest.json"):
         facts = (folder / name).stat()
         assert (facts.st_mode & 0o7777, facts.st_uid) == (0o444, 0)
+
+
+def test_it_cannot_pass_for_another_image(host: Host, tmp_path: Path) -> None:
+    """What it says of where it came from, and of its tree, is not what images are known by."""
+    tree = io.BytesIO()
+    with tarfile.open(fileobj=tree, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("etc"))
+
+    def pretend(data: dict[str, Any], members: dict[str, bytes]) -> None:
+        members["tree.tar"] = tree.getvalue()
+        data["image"].update(has_tree=True, origin="sha256:" + "1" * 64, source="docker://debian:12")
+        data["image"]["tree_digest"] = "sha256:" + "2" * 64
+
+    image = sources.bring(host, Wanted(name="brought", source=str(write(tmp_path, pretend))))
+    assert (image.origin, image.tree_digest) == ("", f"sha256:{hashlib.sha256(tree.getvalue()).hexdigest()}")
+    assert image.source == str(tmp_path / "bundle")

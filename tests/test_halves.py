@@ -25,7 +25,7 @@ from hvctl.events import Event, Note, Progress
 from hvctl.host import Host
 from hvctl.hostside import identityfiles
 from hvctl.model import Disk, Image, Provision
-from hvctl.rootfs import building, bundles, halves, published, sources
+from hvctl.rootfs import archives, building, bundles, halves, published, sources
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.rawdisk import RawDisk
 from hvctl.rootfs.sources import Wanted
@@ -71,7 +71,7 @@ def add_tree(host: Host, name: str, tree: Path) -> Image:
     def fill(work: Building) -> Image:
         work.rootfs.parent.mkdir(mode=0o700)
         subprocess.run(["cp", "-a", str(tree), str(work.rootfs)], check=True, timeout=60)
-        return replace(plain(name), has_tree=True, tree_digest=f"sha256:{'1' * 64}")
+        return replace(plain(name), has_tree=True, tree_digest=f"sha256:{archives.hash_tree(host, work.rootfs)}")
 
     return add(host, name, fill)
 

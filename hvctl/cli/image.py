@@ -81,8 +81,8 @@ def import_(app: App, source: str, name: str, format_: str | None, firmware: str
     """Make an image of a disk (qcow2, raw; also .xz .gz .zst .bz2), of a root tree (tar or squashfs), or of what
     `image export` wrote; `-` reads stdin.
 
-    What it is, the content says. A disk runs as a VM and is set up by cloud-init; a tree with an init runs as a
-    container, entered by `hvctl exec` where it has no cloud-init. Read by confined programs only.
+    What it is, the content says. Either runs in both modes: what is missing is made of it when it is first needed. It is
+    set up by cloud-init, and entered by `hvctl exec` where it has none. Read by confined programs only.
 
     Example: hvctl image import ./noble.img --name noble --user ubuntu
     """
@@ -211,12 +211,11 @@ def _bring(app: App, wanted: Wanted) -> None:
     with app.progress() as events:
         brought = images.bring(app.host, wanted, events)
     listed = images.Listed(name=wanted.name, image=replace(brought, name=wanted.name))
-    option = "" if brought.disk is not None else " --container"
     app.print_result(
         as_json(listed),
         lambda: click.echo(
             f"{wanted.name}: {brought.id[:12]}, {brought.os} {brought.version}".rstrip()
-            + f"; next: hvctl create web --image {wanted.name}{option}"
+            + f"; next: hvctl create web --image {wanted.name}"
         ),
     )
 

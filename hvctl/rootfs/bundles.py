@@ -99,7 +99,9 @@ def take_in(work: Building, source: Path) -> Image:
     for number, member in enumerate(members):
         work.tell("checking digests", 40 + 5 * number)
         _check_member(work, folder, member, source.name)
-    return _place(work, folder, image)
+    # An image is known by what it consists of. What a stranger says of the tree would let it pass for another image.
+    digest = next((f"sha256:{member.sha256}" for member in members if member.file == _TREE), "")
+    return _place(work, folder, replace(image, tree_digest=digest))
 
 
 @contextlib.contextmanager
@@ -138,9 +140,8 @@ def _select(image: Image, *, is_full: bool) -> Image:
     if image.disk is not None:
         image = replace(image, disk=replace(image.disk, artefact=_plain(image.disk.artefact)))
     kernel, initrd = (_plain(part) if part else None for part in (image.kernel, image.initrd))
-    # Its name here, and where its file lay, are nobody else's business.
-    source = "" if image.source.startswith(("/", "-", "file:")) else image.source
-    return manifest.seal(replace(image, name="", source=source, kernel=kernel, initrd=initrd))
+    # Its name here, and where it came from, are nobody else's business.
+    return manifest.seal(replace(image, name="", source="", origin="", kernel=kernel, initrd=initrd))
 
 
 def _plain(artefact: Artefact) -> Artefact:

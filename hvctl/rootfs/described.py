@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from hvctl.model import Artefact, Image, Process
@@ -49,7 +50,8 @@ def parse_image(data: dict[str, Any]) -> Image:
         raise ValueError("its disk has a size that cannot be")
     if image.process is not None:
         _check_process(image.process)
-    return image
+    # Where it came from is what others are compared with: nobody else's to say.
+    return replace(image, source="", origin="")
 
 
 def parse_member(file: object, data: dict[str, Any]) -> Artefact:
