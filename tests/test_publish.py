@@ -12,15 +12,17 @@ import pytest
 from hvctl import gc, hostsetup, images
 from hvctl.access import keys
 from hvctl.config import Config
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import create, enter, lifecycle, publish, query
 from hvctl.instances.create import Request
 from hvctl.instances.publish import Publication
+from hvctl.instances.verbs import PUBLISH
 from hvctl.model import Mode, Spec, State, Wait
 from hvctl.rootfs import bundles, published
 from hvctl.units import MIB
-from tests import cli
+from tests import cli, victims
 
 pytestmark = pytest.mark.guest
 
@@ -143,6 +145,20 @@ def test_exported_it_starts_elsewhere_in_both_modes(host: Host, elsewhere: Host,
     assert (tmp_path / "again").stat().st_size == again.size_bytes
     images.delete(elsewhere, "arrived")
     assert files.list_names(elsewhere.store.images) == []
+
+
+def _publish(host: Host, name: str, events: Sink) -> object:
+    return publish.publish(host, Publication(instance=name, image="of-killed"), events)
+
+
+def test_killed_while_it_is_held_still_gc_lets_it_go_on(host: Host, settings: Config, made: Pair) -> None:
+    victims.die_at(settings, _publish, PUBLISH.name, "copy", made.instance)
+    assert query.get(host, made.instance).live.state is State.PAUSED
+    gc.collect(host)
+    assert query.get(host, made.instance).state is State.RUNNING
+    assert sh(host, made.instance, "echo again > /root/again; sync; cat /root/again") == ["again"]
+    assert published.find_image(host, "of-killed") is None
+    assert files.list_names(host.store.building) == []
 
 
 def test_what_is_paused_is_published_and_stays_paused(host: Host, made: Pair) -> None:
