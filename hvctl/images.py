@@ -101,13 +101,15 @@ def get_or_bring(host: Host, source: str, *, is_insecure: bool = False, events: 
     """
     if not sources.is_source(source):
         return published.get_image(host, source)
-    for name in (sources.suggest_name(source), sources.suggest_name(source, is_unique=True)):
-        found = published.find_image(host, name)
-        if found is None:
-            return bring(host, Wanted(name=name, source=source, is_insecure=is_insecure), events)
-        if found.source == source:
-            return found
-    raise WrongState(f"image {name!r} is another one than {source!r}", hint=f"hvctl image delete {name}")
+    name, own_name = sources.suggest_name(source), sources.suggest_name(source, is_unique=True)
+    named, own = published.find_image(host, name), published.find_image(host, own_name)
+    if named is not None and named.source == source:
+        return named
+    if own is not None:
+        return own
+    # Nobody else's image loses its name to something that is only to be run.
+    wanted = Wanted(name=own_name if named else name, source=source, is_insecure=is_insecure)
+    return bring(host, wanted, events)
 
 
 def get(host: Host, name: str) -> Listed:

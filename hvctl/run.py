@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hvctl import identity
 from hvctl.backends import application as applications
 from hvctl.backends import get_backend
 from hvctl.errors import AlreadyExists, GuestFailed, NotFound, UsageError
@@ -43,6 +44,7 @@ def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequenc
     """
     host.require_root("run")
     spec = replace(request.create.spec, is_ephemeral=True)
+    identity.check_name(spec.name)
     image = published.get_image(host, spec.image)
     if image.process is None and not request.command:
         raise UsageError(

@@ -40,7 +40,7 @@ CONFIG = {
 
 # Everything of a tree but what an instance gets from hvctl: one line for each name.
 LIST = r"""
-cd /; find . -xdev | grep -vE '^\./(dev|proc|sys|lost\+found)($|/)|^\./(etc/(hosts|hostname|resolv.conf)|srv/work)$' | sort |
+cd /; find . -xdev | grep -vE '^\.$|^\./(dev|proc|sys|lost\+found)($|/)|^\./(etc/(hosts|hostname|resolv.conf)|srv/work)$' | sort |
 while read -r path; do
     [ -L "$path" ] && { echo "$path link $(readlink "$path") $(stat -c '%u %g' "$path")"; continue; }
     [ -d "$path" ] && { echo "$path folder $(stat -c '%a %u %g' "$path")"; continue; }
@@ -105,7 +105,8 @@ def test_archives_are_taken_as_well(host: Host, app: str, layout: Path, tmp_path
     first = images.get(host, app).image
     for kind in ("oci-archive", "docker-archive"):
         archive = tmp_path / f"{kind}.tar"
-        command = ["skopeo", "copy", "--quiet", "--insecure-policy", f"oci:{layout}:latest", f"{kind}:{archive}:x:1"]
+        target = f"{kind}:{archive}:{'x:1' if kind == 'docker-archive' else 'x'}"
+        command = ["skopeo", "copy", "--quiet", "--insecure-policy", f"oci:{layout}:latest", target]
         subprocess.run(command, check=True, timeout=60, capture_output=True)
         wanted = images.Wanted(name="again", source=f"{kind}:{archive}", sha256=files.hash_file(archive))
         brought = images.bring(host, wanted)
@@ -142,8 +143,8 @@ def test_its_tree_is_that_which_umoci_makes(
 
 def list_tree(root: Path) -> Iterator[str]:
     """What LIST prints, of a directory here."""
-    for path in [root, *root.rglob("*")]:
-        name = f"./{path.relative_to(root)}" if path != root else "."
+    for path in root.rglob("*"):
+        name = f"./{path.relative_to(root)}"
         if re.match(r"\./(dev|proc|sys)($|/)", name):
             continue
         facts = path.lstat()
@@ -223,9 +224,10 @@ def test_one_that_fails_at_once_says_so(host: Host, settings: Config, ran: None,
         (["nosuch"], 255, "no image 'nosuch'"),
         (["docker://localhost:1/none"], 255, "cannot pull"),
         (["--entrypoint", "", "app"], 255, "names no command"),
-        (["--name", "UPPER", "app"], 255, "UPPER"),
+        (["--name", "../up", "app"], 255, "../up"),
         (["--env", "=x", "app"], 2, "K=V"),
         (["debian-12"], 255, "whole system"),
+        (["--env", "A=b", "debian-12", "--", "true"], 255, "whole system"),
         (["--json", "app"], 255, "no JSON"),
         ([], 2, "IMAGE"),
     ],
@@ -236,6 +238,21 @@ def test_what_cannot_be_run_says_why(
     done = cli.run(settings, "run", *options)
     assert (done.status, done.err.count("\n")) == (status, 1)
     assert reason in done.err
+
+
+def test_a_template_of_another_kind_is_refused(host: Host, settings: Config, ran: None, app: str) -> None:
+    for image, template in ((app, "default"), ("debian-12", "application")):
+        done = cli.run(settings, "create", "odd", "--container", "--image", image, "--template", template)
+        assert (done.status, done.err.count("\n")) == (7, 1)
+        assert "is for a" in done.err
+
+
+def test_a_source_is_pulled_once(host: Host, settings: Config, layout: Path) -> None:
+    source = f"oci:{layout}:latest"
+    first = images.get_or_bring(host, source)
+    for again in (images.get_or_bring(host, source), images.get_or_bring(host, first.name)):
+        assert (again.name, again.id) == (first.name, first.id)
+    images.delete(host, first.name)
 
 
 def test_a_whole_system_runs_one_command(settings: Config, ran: None, debian_image: str) -> None:

@@ -107,6 +107,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
     secrets = _make_secrets(host, request, image, key.private)
     plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
     xml = format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
+    _check_kind(xml, plan)
     if (
         ElementTree.fromstring(xml).find("devices/interface") is None
     ):  # on no network of ours: there is nothing to reserve
@@ -128,6 +129,17 @@ def _describe_access(record: Record) -> str:
     if record.is_application or record.provision is not Provision.NONE:
         return ""
     return f"its image has no cloud-init, so it gets no keys and no name: enter it by hvctl exec {record.name}"
+
+
+def _check_kind(xml: str, plan: Plan) -> None:
+    """Raise InvalidSpec for a template of a whole system with an application, or the other way round."""
+    needs, has = plan.image.process is not None, "hvctl/application" in xml
+    if needs != has:
+        kinds = {True: "an application", False: "a whole system"}
+        raise InvalidSpec(
+            f"template {plan.template.name!r} is for {kinds[has]}, and image {plan.image.name!r} is {kinds[needs]}",
+            hint="leave --template away, or see: hvctl template list",
+        )
 
 
 def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -> Secrets:

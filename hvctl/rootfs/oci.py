@@ -37,7 +37,7 @@ _LAYER = re.compile(
 )
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _LOOPBACK = re.compile(r"docker://(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d+)?/", re.ASCII)
-_POLICIES = ("/etc/containers/policy.json",)
+_POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 _ANY = b'{"default": [{"type": "insecureAcceptAnything"}]}\n'
 
 # What skopeo's last line says -> what that means here, and what to do.
@@ -135,7 +135,11 @@ def _check_sum(work: Building, wanted: Wanted) -> None:
 def _copy(work: Building, wanted: Wanted, layout: Path) -> None:
     host, call = work.host, work.host.shell.call
     call(files.make_directory, work.directory / "tmp", 0o700)
-    policy = [] if any(call(files.exists, Path(path)) for path in _POLICIES) else [work.directory / "policy.json"]
+    policy = (
+        []
+        if any(call(files.exists, Path(path).expanduser()) for path in _POLICIES)
+        else [work.directory / "policy.json"]
+    )
     for path in policy:
         call(files.write_file, path, _ANY, 0o600)
     verify = "false" if wanted.is_insecure or _LOOPBACK.match(wanted.source) else "true"
