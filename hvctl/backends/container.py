@@ -65,6 +65,11 @@ class ContainerBackend(Backend):
         return ElementTree.tostring(domain, encoding="unicode")
 
     def check_image(self, image: Image) -> None:
+        if not image.has_tree and image.disk is not None:
+            raise InvalidSpec(
+                f"image {image.name!r} has no tree yet: the first container of it makes one",
+                hint="leave --print-xml away",
+            )
         if not image.has_tree:
             raise InvalidSpec(
                 f"image {image.name!r} has no root tree, so it cannot run as a container",

@@ -71,6 +71,10 @@ class VmBackend(Backend):
         return super().choose_template(image)
 
     def check_image(self, image: Image) -> None:
+        if image.disk is None and image.has_tree:
+            raise InvalidSpec(
+                f"image {image.name!r} has no disk yet: the first VM of it makes one", hint="leave --print-xml away"
+            )
         if image.disk is None:
             raise InvalidSpec(
                 f"image {image.name!r} has no disk, so it cannot run as a VM", hint="see what it has: hvctl image show"
