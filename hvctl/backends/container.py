@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.containerdisks import RESERVED, ContainerDisks
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
 from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
@@ -27,8 +28,6 @@ from hvctl.units import MIB
 
 _PERIOD_US = 100_000
 _INIT = "/sbin/init"
-# libvirt or the kernel puts something of its own there.
-_RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 
 
 class ContainerBackend(Backend):
@@ -38,6 +37,7 @@ class ContainerBackend(Backend):
     noun: ClassVar[str] = "a container"
     least_memory_bytes: ClassVar[int] = 16 * MIB
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
+    disks: ClassVar[ContainerDisks] = ContainerDisks()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         if require_kvm or record.spec.accel is not AccelChoice.AUTO:
@@ -69,6 +69,9 @@ class ContainerBackend(Backend):
     def check_terminal(self) -> None:
         return
 
+    def check_directory_volumes(self) -> None:
+        return
+
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
         for mount in spec.mounts:
@@ -76,7 +79,7 @@ class ContainerBackend(Backend):
                 raise InvalidSpec(f"{mount.source!r} is no directory on this host", hint=f"mkdir {mount.source}")
             if not PurePosixPath(mount.target).is_absolute() or posixpath.normpath(mount.target) != mount.target:
                 raise InvalidSpec(f"{mount.target!r} is no absolute path", hint="--mount /srv/data:/data")
-            if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in _RESERVED):
+            if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in RESERVED):
                 raise InvalidSpec(f"{mount.target!r} is the container's own", hint="--mount /srv/data:/data")
             if targets.count(mount.target) > 1:
                 raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")

@@ -4,6 +4,7 @@
               being mounted, which keeps clones of them
     root      the overlay
     mounts/N  directories of the host that the container shares, shifted so that its root is their owner
+    mounts/ID volumes (`volumes.py`)
 
 All of it is below the instance's directory, is made before the container starts and unmounted after it has ended, by
 libvirt's hook in libvirtd's own mount namespace: that works for `virsh start` and at boot, too.
@@ -20,8 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.hostside import files, ids, mounts
+from hvctl.hostside import files, ids, mounts, volumes
 from hvctl.hostside.mounts import Extent
+from hvctl.hostside.volumes import Volume
 from hvctl.store import Store
 
 
@@ -47,6 +49,8 @@ class Root:
     first_id: int
     """What is root inside is this uid and gid outside; 0: the container is privileged, nothing is shifted."""
     shares: tuple[Share, ...] = ()
+    volumes: tuple[tuple[str, Volume], ...] = ()
+    """Identifier and volume."""
 
     @property
     def directory(self) -> Path:
@@ -76,6 +80,8 @@ def mount(root: Root) -> None:
         _mount_root(root)
         for number, share in enumerate(root.shares):
             _mount_share(root, share, root.directory / "mounts" / str(number))
+        for name, volume in root.volumes:
+            volumes.mount(volume, root.directory / "mounts" / name)
     except BaseException:
         unmount(root.directory)
         raise
