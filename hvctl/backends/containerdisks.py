@@ -6,7 +6,7 @@ import posixpath
 import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.access.agent import ExecResult
@@ -26,6 +26,8 @@ RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 
 class ContainerDisks(Disks):
     """Volumes of libvirt's LXC driver."""
+
+    grows_file_systems: ClassVar[bool] = True
 
     def plan(self, host: Host, record: Record, request: DiskRequest) -> DataDisk:
         target = _check_target(record, request.target or f"/srv/{request.name}")
@@ -66,6 +68,9 @@ class ContainerDisks(Disks):
             )
         host.shell.call(volumes.mount_inside, controller, volume, disk.target)
         return True
+
+    def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
+        return ""  # the kernel knows, and `detach` is refused while it is used
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
         volume = _volume(host, record, disk)

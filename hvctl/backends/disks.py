@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 from xml.etree.ElementTree import Element
 
 from hvctl.host import Host
@@ -35,6 +36,9 @@ class DiskRequest:
 class Disks(ABC):
     """The disks of one mode. Holds no state; every effect may be done twice."""
 
+    grows_file_systems: ClassVar[bool]
+    """Whether `grow` makes the file system on a data disk larger, too."""
+
     @abstractmethod
     def plan(self, host: Host, record: Record, request: DiskRequest) -> DataDisk:
         """The disk that is asked for, everything chosen; a new volume's identifier is still empty. Changes nothing.
@@ -53,6 +57,10 @@ class Disks(ABC):
     @abstractmethod
     def attach(self, host: Host, record: Record, disk: DataDisk) -> bool:
         """Give the running instance the disk; False where that must wait for the next start. Fine when it has it."""
+
+    @abstractmethod
+    def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
+        """What the running instance uses the disk for (where it is mounted), as far as can be known; empty: nothing."""
 
     @abstractmethod
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:

@@ -23,8 +23,9 @@ from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
 _PING_TIMEOUT_S = 2
-# A disk is plugged into a port that was there from the start. Six are for what every VM has, the rest for disks.
-_PCIE_PORTS = 16
+# A disk is plugged into a port that was there from the start. Six are for what a VM has at most, the rest for disks that
+# come while it runs; at its next start it has as many as it needs. Each costs the guest's boot some devices to look at.
+_PCIE_PORTS = 12
 # Less, or more, is a slip of the pen rather than a wish.
 _LEAST_MEMORY_BYTES = 128 * MIB
 _LARGEST_DISK_BYTES = 16 * TIB
@@ -164,7 +165,7 @@ class VmBackend(Backend):
             "firmware_variables": firmware[1],
             "nested_cpu_features": host.shell.call(machine.virtualisation_features) if is_kvm else ("svm",),
             "credentials": tuple((name, str(store.identity(uuid) / name)) for name in names),
-            "pcie_ports": range(_PCIE_PORTS),
+            "pcie_ports": tuple(range(1, _PCIE_PORTS + 1)),
             "network": record.network,
             "mac": record.mac,
             "device": record.device,

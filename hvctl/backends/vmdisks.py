@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.access import agent
 from hvctl.backends.base import ENVIRONMENT
 from hvctl.backends.disks import DiskRequest, Disks
-from hvctl.errors import GuestFailed, HostError, InvalidSpec, NotFound, Unsupported, WrongState
+from hvctl.errors import GuestFailed, HostError, HvctlError, InvalidSpec, NotFound, Unsupported, WrongState
 from hvctl.host import Host
-from hvctl.hostside import diskfiles
+from hvctl.hostside import diskfiles, files
 from hvctl.libvirtapi import disks, domains, survey
 from hvctl.model import Cache, DataDisk, DiskKind, Provision, Record, Throttle, VolumeFormat
 from hvctl.shell.base import Argument
@@ -21,6 +21,7 @@ from hvctl.units import TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
 _DETACH_TIMEOUT_S = 20
+_PING_TIMEOUT_S = 2
 _LARGEST_BYTES = 16 * TIB
 # What virtio-blk hands to a guest as its serial number: 20 bytes (virtio 1.2, 5.2.6.4).
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}", re.ASCII)
@@ -40,6 +41,8 @@ exec systemctl restart hvctl-grow.service
 class VmDisks(Disks):
     """Disks of libvirt's QEMU driver."""
 
+    grows_file_systems: ClassVar[bool] = False
+
     def plan(self, host: Host, record: Record, request: DiskRequest) -> DataDisk:
         serial = _check_serial(record, request.serial or request.name[:20])
         target = disks.find_free_target(_domain(host, record))
@@ -52,7 +55,7 @@ class VmDisks(Disks):
         elif request.iso:
             chosen = _foreign(request, DiskKind.ISO, _check_iso(host, record, request.iso))
         elif request.device:
-            chosen = _foreign(request, DiskKind.DEVICE, _check_device(host, request.device))
+            chosen = _foreign(request, DiskKind.DEVICE, _check_device(host, record, request))
         else:
             chosen = _new(request)
         return replace(
@@ -80,8 +83,19 @@ class VmDisks(Disks):
     def attach(self, host: Host, record: Record, disk: DataDisk) -> bool:
         domain = _domain(host, record)
         if disks.find(domain, _path(host, disk)) is None:
-            disks.attach(domain, _format(host, disk))
+            return disks.attach(domain, _format(host, disk))
         return True
+
+    def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
+        """By the guest's own word: it would let go of a mounted disk, and lose what it has not written yet."""
+        domain = _domain(host, record)
+        try:
+            agent.ping(domain, timeout_s=_PING_TIMEOUT_S)
+            argv = ("lsblk", "--noheadings", "--output", "MOUNTPOINT", f"/dev/disk/by-id/virtio-{disk.serial}")
+            said = agent.run(domain, argv, ENVIRONMENT, b"", host.pause).stdout.decode(errors="replace")
+        except HvctlError:
+            return ""
+        return ", ".join(said.split()[:4])
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
         connection = host.connection(record.mode)
@@ -140,7 +154,7 @@ class VmDisks(Disks):
 
 def _new(request: DiskRequest) -> DataDisk:
     if not request.size_bytes:
-        raise InvalidSpec(f"disk {request.name!r} has no size", hint="--size 10G")
+        raise InvalidSpec(f"disk {request.name!r} has no size", hint="--size 10G, or take --volume, --device or --iso")
     format_ = request.format or VolumeFormat.RAW
     if request.filesystem and format_ is not VolumeFormat.RAW:
         raise Unsupported("only a raw disk can be given a file system", hint="--format raw, or make it inside")
@@ -171,18 +185,28 @@ def _foreign(request: DiskRequest, kind: DiskKind, size_bytes: int) -> DataDisk:
 
 def _check_iso(host: Host, record: Record, path: str) -> int:
     """Its size in bytes. Raises InvalidSpec, or HostError where QEMU's user may not read it."""
-    host.shell.call(diskfiles.check_plain_file, Path(path), host.store.root)
+    fault = host.shell.call(diskfiles.find_fault_of_file, Path(path), host.store.root)
+    if fault:
+        raise InvalidSpec(f"{path!r} cannot be an ISO image for {record.name!r}: {fault}", hint="--iso /srv/NAME.iso")
     owner = survey.find_guest_owner(host.connection(record.mode))
     if owner is not None and owner[0] != 0 and not host.shell.call(diskfiles.may_read, Path(path), *owner):
         raise HostError(
             f"the user that QEMU runs as (uid {owner[0]}) cannot read {path!r}",
-            hint=f"chmod o+r {path}, or put it where everybody may read: /srv",
+            hint=f"chmod o+r {path}; it must also be allowed to pass all directories above",
         )
-    return host.shell.call(diskfiles.size_of, Path(path))
+    return host.shell.call(files.size, Path(path))
 
 
-def _check_device(host: Host, path: str) -> int:
-    return host.shell.call(diskfiles.check_device, Path(path))
+def _check_device(host: Host, record: Record, request: DiskRequest) -> int:
+    """Its size in bytes. Raises InvalidSpec."""
+    path = request.device
+    fault = host.shell.call(diskfiles.find_fault_of_device, Path(path))
+    if fault:
+        raise InvalidSpec(
+            f"{path!r} cannot be a disk of {record.name!r}: {fault}",
+            hint="see what there is: lsblk; ls /dev/disk/by-id",
+        )
+    return host.shell.call(diskfiles.size_of_device, Path(path))
 
 
 def _check_serial(record: Record, serial: str) -> str:

@@ -93,9 +93,10 @@ def add(app: App, instance: str, name: str, volume: str, **options: Any) -> None
 @click.argument("instance")
 @click.argument("name")
 @click.option("--keep", is_flag=True, help="Keep the volume, for another instance.")
+@click.option("--force", is_flag=True, help="Also when the guest has it mounted: what is not written yet is lost.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @output_options
-def remove(app: App, instance: str, name: str, keep: bool, yes: bool) -> None:
+def remove(app: App, instance: str, name: str, keep: bool, force: bool, yes: bool) -> None:
     """Take a disk away, and delete it with all data if it is a volume. Devices and ISO images stay as they are.
 
     Example: hvctl disk remove web data --keep
@@ -106,7 +107,7 @@ def remove(app: App, instance: str, name: str, keep: bool, yes: bool) -> None:
     if found is not None and found.kind is DiskKind.VOLUME:
         confirm(app, f"Delete {name} of {instance} with all data?", yes=yes)
     with app.progress() as events:
-        removed = disks.remove(app.host, instance, name, keep=keep, events=events)
+        removed = disks.remove(app.host, instance, name, keep=keep, force=force, events=events)
     what = "removed"
     if removed.kind is DiskKind.VOLUME:
         again = f"hvctl disk add INSTANCE {name} --volume {removed.volume[:8]}"
@@ -133,10 +134,11 @@ def resize(app: App, instance: str, name: str, size: int) -> None:
         text = f"{instance}: {name} has {format_size(grown.size_bytes)}" + ("" if grown.has_changed else " already")
         if grown.is_grown_inside:
             text += ", and so has the file system in it"
-        elif name == disks.ROOT:
+        elif grown.disk is None:
             text += "; the file system in it grows at the next boot, if it is an image of hvctl's"
         else:
-            text += f"; grow the file system inside: resize2fs /dev/disk/by-id/virtio-{name}"
+            tool = "resize2fs " if grown.disk.filesystem == EXT4 else ""
+            text += f"; grow what is on it inside: {tool}/dev/disk/by-id/virtio-{grown.disk.serial}"
         click.echo(text)
 
     fields = {"instance": instance, "disk": name, "size_bytes": grown.size_bytes, "changed": grown.has_changed}

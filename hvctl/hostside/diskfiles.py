@@ -1,7 +1,4 @@
-"""Files and devices that may become somebody's disk: what they are, and whether they may be used as one.
-
-Raises OSError with the reason in words.
-"""
+"""Files and devices of the host that are to become a guest's disk: whether they may, and how large they are."""
 
 from __future__ import annotations
 
@@ -14,44 +11,55 @@ from pathlib import Path
 
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _QCOW2_MAGIC = b"QFI\xfb"
-_MADE_FOR_QEMU = (_QCOW2_MAGIC, b"KDMV", b"conectix", b"vhdxfile", b"\x7fVDI")
+_FORMATS_OF_THEIR_OWN = (_QCOW2_MAGIC, b"KDMV", b"conectix", b"vhdxfile", b"\x7fVDI")
 
 
-def check_plain_file(path: Path, store: Path) -> None:
-    """Return when this is a regular file by its own, whole name, of whoever but the store."""
-    _check_path(path)
-    facts = os.lstat(path)
-    if stat.S_ISLNK(facts.st_mode) or Path(os.path.realpath(path)) != path:
-        raise _refuse("a symbolic link: give the path that it leads to", path)
-    if not stat.S_ISREG(facts.st_mode):
-        raise _refuse("not a regular file", path)
+def find_fault_of_file(path: Path, store: Path) -> str:
+    """Why a file may not be somebody's read-only disk; empty: it may. Links, and what is hvctl's own, may not."""
+    fault = _find_fault_of_path(path)
+    if fault or not path.exists():
+        return fault or "it does not exist"
+    if Path(os.path.realpath(path)) != path:
+        return f"it is a symbolic link; that leads to {os.path.realpath(path)}"
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return "it is no regular file"
     if path.is_relative_to(store):
-        raise _refuse("in hvctl's own store", path)
+        return "it is in hvctl's own store"
     with path.open("rb") as stream:
-        head = stream.read(8)
-    if head.startswith(_MADE_FOR_QEMU):
-        raise _refuse("a disk in a format of its own, not an ISO image", path)
+        if stream.read(8).startswith(_FORMATS_OF_THEIR_OWN):
+            return "it is a disk in a format of its own, not an ISO image"
+    return ""
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file."""
-    return path.stat().st_size
+def find_fault_of_device(path: Path) -> str:
+    """Why a path may not be somebody's disk; empty: it is a block device that nobody on this host uses.
 
-
-def check_device(path: Path) -> int:
-    """Bytes of a block device that nobody on this host uses. Links below /dev (by-id) are what the host's root made."""
-    _check_path(path)
-    real = Path(os.path.realpath(path))
-    if not path.is_relative_to("/dev") or not real.is_relative_to("/dev"):
-        raise _refuse("not below /dev", path)
+    Links below /dev (by-id) are allowed: the host's root made them.
+    """
+    fault = _find_fault_of_path(path)
+    if fault or not path.exists():
+        return fault or "it does not exist"
+    if not path.is_relative_to("/dev") or not Path(os.path.realpath(path)).is_relative_to("/dev"):
+        return "it is not below /dev"
     if not stat.S_ISBLK(os.stat(path).st_mode):
-        raise _refuse("not a block device", path)
+        return "it is no block device"
     try:  # of a block device O_EXCL means: not mounted, no swap, no part of a RAID (open(2))
-        descriptor = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise _refuse("in use on this host (mounted, swap, or part of something)", path) from error
-        raise
+            return "this host uses it itself (mounted, swap, or part of something)"
+        return f"it cannot be opened: {error.strerror}"
+    return ""
+
+
+def resolve(path: str) -> str:
+    """What a path leads to, links followed."""
+    return os.path.realpath(path)
+
+
+def size_of_device(path: Path) -> int:
+    """Bytes of a block device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return int(struct.unpack("=Q", fcntl.ioctl(descriptor, _BLKGETSIZE64, bytes(8)))[0])
     finally:
@@ -78,16 +86,14 @@ def read_qcow2_size(path: Path) -> int:
     with path.open("rb") as stream:
         header = stream.read(32)
     if len(header) < 32 or not header.startswith(_QCOW2_MAGIC):
-        raise _refuse("not a qcow2 file", path)
+        raise OSError(errno.EINVAL, "not a qcow2 file", os.fspath(path))
     return int(struct.unpack(">Q", header[24:32])[0])
 
 
-def _check_path(path: Path) -> None:
-    if not path.is_absolute():
-        raise _refuse("not an absolute path", path)
-    if any(sign in os.fspath(path) for sign in ",=") or not os.fspath(path).isprintable():
-        raise _refuse("a path with a comma, an equals sign or a control character, which QEMU's options know", path)
-
-
-def _refuse(reason: str, path: Path) -> OSError:
-    return OSError(errno.EINVAL, reason, os.fspath(path))
+def _find_fault_of_path(path: Path) -> str:
+    text = os.fspath(path)
+    if not path.is_absolute() or os.path.normpath(text) != text:
+        return "it is no absolute path"
+    if any(sign in text for sign in ",=") or not text.isprintable():
+        return "its path has a comma, an equals sign or a control character, which programs could take for options"
+    return ""

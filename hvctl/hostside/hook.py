@@ -100,7 +100,7 @@ def confine_(domain: Element, record: Element) -> None:
         from hvctl.hostside import confine
 
         confine.hold(int(domain.get("id", "")), find_limits(record))
-        if record.find(f"{_NS}disk") is not None:
+        if has_volumes(record):
             add_volumes(domain, record)
 
 
@@ -142,8 +142,13 @@ def find_root(domain: Element, record: Element) -> roots.Root | None:
         layers=tuple(layer.attrib["id"] for layer in root.iterfind(f"{_NS}layer")),
         first_id=int(container.attrib["first-id"]),
         shares=shares,
-        volumes=tuple((name, volume) for name, _target, volume in find_volumes(record)),
+        volumes=tuple((name, volume) for name, _target, volume in find_volumes(record)) if has_volumes(record) else (),
     )
+
+
+def has_volumes(record: Element) -> bool:
+    """Whether there is anything to import for."""
+    return record.find(f"{_NS}disk") is not None
 
 
 def find_volumes(record: Element) -> list[tuple[str, str, volumes.Volume]]:

@@ -21,10 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.hostside import files, ids, mounts, volumes
+from hvctl.hostside import files, ids, mounts
 from hvctl.hostside.mounts import Extent
-from hvctl.hostside.volumes import Volume
 from hvctl.store import Store
+
+TYPE_CHECKING = False  # not typing's, which costs libvirt's hooks more than all else here
+if TYPE_CHECKING:
+    from hvctl.hostside.volumes import Volume
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ def mount(root: Root) -> None:
         _mount_root(root)
         for number, share in enumerate(root.shares):
             _mount_share(root, share, root.directory / "mounts" / str(number))
-        for name, volume in root.volumes:
-            volumes.mount(volume, root.directory / "mounts" / name)
+        if root.volumes:
+            from hvctl.hostside import volumes  # here: most containers have none, and every start waits for this
+
+            for name, volume in root.volumes:
+                volumes.mount(volume, root.directory / "mounts" / name)
     except BaseException:
         unmount(root.directory)
         raise

@@ -15,6 +15,7 @@ from hvctl.backends import Backend, DiskRequest, get_backend
 from hvctl.errors import AlreadyExists, HvctlError, InvalidSpec, NotFound, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
+from hvctl.hostside import diskfiles
 from hvctl.instances import diskeffects, effects, query, volumes
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.diskeffects import ROOT
@@ -43,6 +44,8 @@ class Added:
 class Grown:
     """A disk that is larger now: whether it was not before, and whether the file system in it is as large."""
 
+    disk: DataDisk | None
+    """As it is now; None: the root."""
     size_bytes: int
     has_changed: bool
     is_grown_inside: bool
@@ -73,10 +76,13 @@ def add(host: Host, name: str, request: DiskRequest, *, volume: str = "", events
             return _add_locked(host, instance, request, events)
 
 
-def remove(host: Host, name: str, disk_name: str, *, keep: bool = False, events: Sink = ignore) -> DataDisk:
+def remove(
+    host: Host, name: str, disk_name: str, *, keep: bool = False, force: bool = False, events: Sink = ignore
+) -> DataDisk:
     """Take a disk away; a volume is deleted with all that is in it unless it is to be kept. Devices and ISO files stay.
 
-    Raises NotFound, WrongState where a container has it in use, TimedOut or GuestFailed when a guest does not let go.
+    `force`: also one that the guest says it has mounted. Raises NotFound, WrongState while it is used, TimedOut or
+    GuestFailed when a guest does not let go.
     """
     host.require_root("disk remove")
     with host.lock(name):
@@ -90,6 +96,12 @@ def remove(host: Host, name: str, disk_name: str, *, keep: bool = False, events:
         if disk is None:
             raise UsageError(f"{name!r} cannot be without its root", hint=f"hvctl delete {name}")
         _check_can_change(instance)
+        use = get_backend(record.mode).disks.find_use(host, record, disk) if _is_running(instance) and not force else ""
+        if use:
+            raise WrongState(
+                f"{name!r} has {disk_name!r} mounted at {use}",
+                hint=f"hvctl exec {name} -- umount {use}, or --force: what is not written yet is lost",
+            )
         domain = _definition(host, record)
         get_backend(record.mode).disks.remove_from(host, record, domain, disk)
         after = replace(record, disks=tuple(other for other in record.disks if other.name != disk_name))
@@ -154,9 +166,10 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
             _resize_locked(host, record, disk, size_bytes, events)
         is_grown_inside = disk is None and _is_running(instance) and work.grow_inside(host, record, size_bytes)
         return Grown(
+            disk=disk,
             size_bytes=size_bytes,
             has_changed=size_bytes > now_bytes,
-            is_grown_inside=is_grown_inside or (disk is not None and not _is_running(instance)),
+            is_grown_inside=is_grown_inside or work.grows_file_systems,
         )
 
 
@@ -248,11 +261,21 @@ def _plan(host: Host, record: Record, request: DiskRequest) -> DataDisk:
     is_block = request.device or request.iso or request.serial or request.cache is not Cache.DEFAULT
     if is_block or request.format is VolumeFormat.QCOW2:
         backend.check_block_disks()
+    if request.device and not request.is_read_only:
+        _check_nobodys(host, request.device)
     if request.throttle != Throttle():
         backend.check_throttle()
     if request.target or request.format is VolumeFormat.DIRECTORY:
         backend.check_directory_volumes()
     return backend.disks.plan(host, record, replace(request, size_bytes=_round_up(request.size_bytes)))
+
+
+def _check_nobodys(host: Host, device: str) -> None:
+    """Two that write to one device destroy what is on it."""
+    real = host.shell.call(diskfiles.resolve, device)
+    for instance in host.instances():
+        if real in {host.shell.call(diskfiles.resolve, disk.source) for disk in instance.record.disks if disk.source}:
+            raise WrongState(f"{device!r} is a disk of {instance.name!r}", hint="--read-only, in both")
 
 
 def _round_up(size_bytes: int) -> int:

@@ -12,7 +12,7 @@ import libvirt
 from hvctl.errors import GuestFailed, TimedOut
 from hvctl.libvirtapi import domains
 from hvctl.libvirtapi.connection import Connection
-from hvctl.libvirtapi.faults import in_words
+from hvctl.libvirtapi.faults import from_libvirt, in_words
 
 _TARGETS = tuple(f"vd{letter}" for letter in "bcdefghijklmnopqrstuvwxy")
 """What a data disk may be called: `vda` is the root, `vdz` the seed."""
@@ -41,10 +41,15 @@ def find_free_target(domain: libvirt.virDomain) -> str:
     return next((target for target in _TARGETS if target not in taken), "")
 
 
-def attach(domain: libvirt.virDomain, disk: Element) -> None:
-    """Plug a disk into the running domain; its definition stays."""
-    with in_words(f"cannot plug a disk into {domain.name()!r}"):
+def attach(domain: libvirt.virDomain, disk: Element) -> bool:
+    """Plug a disk into the running domain, whose definition stays; False where it has no port free for one."""
+    try:
         domain.attachDeviceFlags(ElementTree.tostring(disk, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        if "No more available PCI slots" in (error.get_error_message() or ""):
+            return False
+        raise from_libvirt(error, f"cannot plug a disk into {domain.name()!r}") from error
+    return True
 
 
 def detach(connection: Connection, domain: libvirt.virDomain, source: str, *, timeout_s: float) -> None:
