@@ -14,12 +14,15 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import debian, published
+from hvctl.rootfs import debian, published, sources
 from hvctl.rootfs.request import BuildRequest, parse_request
+from hvctl.rootfs.sources import Wanted
 
 __all__ = [
     "BuildRequest",
     "Listed",
+    "Wanted",
+    "bring",
     "build",
     "delete",
     "get",
@@ -54,6 +57,19 @@ def build(host: Host, request: BuildRequest, events: Sink = ignore) -> Image:
     """
     host.require_root("image build")
     image = debian.build(host, request, events)
+    with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
+        prune(host)
+    return image
+
+
+def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
+    """Bring an image from elsewhere and give it its name; an older image of that name stays as long as it is used.
+
+    Raises InvalidSpec for a source that is unknown or whose content is refused, NotFound, HostError, TimedOut; the name
+    then still means what it did.
+    """
+    host.require_root("image pull")
+    image = sources.bring(host, wanted, events)
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)
     return image

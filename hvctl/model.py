@@ -80,10 +80,19 @@ class Provision(StrEnum):
 
     `credentials`: fw_cfg files that systemd imports (images hvctl builds, no disk, no cloud-init).
     `nocloud`: a cloud-init seed disk.
+    `none`: it knows no such thing; commands are run in it without the network.
     """
 
     CREDENTIALS = "credentials"
     NOCLOUD = "nocloud"
+    NONE = "none"
+
+
+class Firmware(StrEnum):
+    """What starts the boot loader of a disk that brings its own."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,8 +321,30 @@ class Disk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Process:
+    """What an application image runs, as its configuration says (OCI image-spec, config.md).
+
+    `entrypoint` and `command` are argument lists; a user's own words replace the command alone.
+    """
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    """`user`, `uid`, `user:group` or `uid:gid`, as it was written; empty: root."""
+    directory: str = "/"
+    ports: tuple[str, ...] = ()
+    """`80/tcp`: where it says that it listens."""
+    stop_signal: str = "SIGTERM"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Image:
-    """A published image: its manifest as a value. The identifier is the SHA-256 of the manifest's content."""
+    """A published image: its manifest as a value. The identifier is the SHA-256 of the manifest's content.
+
+    Disk and tree are the two halves. One that the image did not come with is made from the other when it is first
+    needed (`rootfs/halves.py`), and is then here like one that it came with.
+    """
 
     id: str
     name: str
@@ -332,3 +363,11 @@ class Image:
     """Whether `tree/rootfs` is there, for containers."""
     packages: tuple[str, ...] = ()
     """Extra packages that were asked for when it was built."""
+    firmware: Firmware = Firmware.BIOS
+    """What its disk needs when no kernel is handed over."""
+    tree_digest: str = ""
+    """What the tree was made from, `sha256:...`, where it is the half that the image came with and there is no disk."""
+    process: Process | None = None
+    """Of an application image; None: a whole system with an init of its own."""
+    source: str = ""
+    """Where it came from, for people: `docker://debian:12`, an address, a file; empty: built here."""

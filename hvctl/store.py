@@ -1,9 +1,11 @@
 """Where everything lies on a host: the one place that knows the paths of the store and the run directory.
 
-Pure path arithmetic. File names are UUIDs, digests or checked names, never what somebody typed.
+Path arithmetic, and one look: which half of an image is its own. File names are UUIDs, digests or checked names, never
+what somebody typed.
 
     STORE/                       0711  root      (the qemu user must pass, nobody may list)
       images/ID/                 0711            manifest.json disk.qcow2 vmlinuz initrd, all 0444, tree/ 0700
+      images/ID/made/{disk,tree}/  0711, 0700    the half that it did not come with, made when it was first needed
       tags/NAME                                  one line: the identifier of the image
       layers/ID/                 0711            a VM's: disk.qcow2
       layers/ID/                 0700            a container's: upper/ work/ layer.json
@@ -80,6 +82,15 @@ class Store:
 
     def image(self, image_id: str) -> Path:
         return self.images / image_id
+
+    def image_tree(self, image_id: str) -> Path:
+        """The root tree that an image came with, or the one that was made of its disk."""
+        own = self.images / image_id / "tree" / "rootfs"
+        return own if own.exists() else self.made(image_id) / "tree" / "rootfs"
+
+    def made(self, image_id: str) -> Path:
+        """Where the half goes that an image did not come with."""
+        return self.images / image_id / "made"
 
     def layer(self, layer_id: str) -> Path:
         return self.layers / layer_id

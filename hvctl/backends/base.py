@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 from hvctl.access.agent import ExecResult
 from hvctl.backends.disks import Disks
 from hvctl.errors import HostError, InvalidSpec, Unsupported
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
@@ -98,6 +99,10 @@ class Backend(ABC):
             self.check_processes()
         if spec.mounts:
             self.check_mounts(host, spec)
+
+    def complete_image(self, host: Host, image: Image, events: Sink) -> Image:
+        """The image with the half that this mode starts from, made now where the image did not come with it."""
+        return image
 
     @abstractmethod
     def check_image(self, image: Image) -> None:
@@ -242,6 +247,14 @@ class Backend(ABC):
 
         `with_terminal` None: with one when stdin and stdout are terminals and the mode can.
         """
+
+    def pause(self, host: Host, record: Record) -> None:
+        """Stop all that runs inside, where it is; it stays in memory."""
+        domains.pause(domains.get(host.connection(self.mode), record.uuid))
+
+    def resume(self, host: Host, record: Record) -> None:
+        """Let a paused one go on."""
+        domains.resume(domains.get(host.connection(self.mode), record.uuid))
 
     def kill(self, host: Host, record: Record) -> None:
         """End it at once, whatever it is doing; fine when it is off already. Raises NotFound."""

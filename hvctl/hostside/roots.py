@@ -113,7 +113,7 @@ def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]
 
 def _mount_root(root: Root) -> None:
     lowers = [(root.store.layer(layer) / "upper", _written_by(root, layer)) for layer in root.layers[:-1]]
-    lowers = [(root.store.image(root.image_id) / "tree" / "rootfs", 0), *lowers]
+    lowers = [(root.store.image_tree(root.image_id), 0), *lowers]
     below = root.directory / "below"
     files.make_directory(below, 0o711)
     names = []

@@ -56,8 +56,9 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     Until it is complete a failure leaves nothing; after that (a start that fails) it leaves a stopped instance.
     """
     host.require_root("create")
-    plan = make_plan(host, request)
-    name = request.spec.name
+    backend, name = get_backend(request.spec.mode), request.spec.name
+    image = backend.complete_image(host, published.get_image(host, request.spec.image), events)
+    plan = make_plan(host, request, image)
     with host.lock(name):
         if plan.note:
             events(Note(name, plan.note))
@@ -71,12 +72,12 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     return instance
 
 
-def make_plan(host: Host, request: Request) -> Plan:
-    """Check a request against image, template and host. Changes nothing."""
+def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
+    """Check a request against image (where given, else the one it names), template and host. Changes nothing."""
     spec = request.spec
     identity.check_name(spec.name)
     backend = get_backend(spec.mode)
-    image = published.get_image(host, spec.image)
+    image = image or published.get_image(host, spec.image)
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
     key = identity.new_key_pair()

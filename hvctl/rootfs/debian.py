@@ -1,28 +1,21 @@
-"""Debian images: one mmdebstrap run gives the root tree, the root disk, kernel, initrd and manifest.
-
-Built in a private directory of the store, published by one rename; a build that fails or is killed leaves nothing but
-that directory, which `hvctl gc` removes once its lock is free.
-"""
+"""Debian images: one mmdebstrap run gives the root tree, the root disk, kernel and initrd."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import secrets
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.errors import CommandFailed, HostError
-from hvctl.events import Progress, Sink
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.model import Artefact, Disk, Image, Provision
-from hvctl.rootfs import aptconfig, guestfiles, manifest, published
+from hvctl.model import Disk, Image, Provision
+from hvctl.rootfs import aptconfig, guestfiles
+from hvctl.rootfs.building import Building, begin, now
 from hvctl.rootfs.request import BuildRequest
 from hvctl.shell import Completed
-from hvctl.units import GIB, format_size
+from hvctl.units import GIB
 
 _BOOTSTRAP_TIMEOUT_S = 3600
 _DISK_TIMEOUT_S = 900
@@ -51,25 +44,29 @@ _PHASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Build:
-    """A build under way: where it works and whom it tells."""
+    """A build under way, and what is to be built."""
 
-    host: Host
+    building: Building
     request: BuildRequest
-    directory: Path
-    events: Sink
+
+    @property
+    def host(self) -> Host:
+        return self.building.host
+
+    @property
+    def directory(self) -> Path:
+        return self.building.directory
 
     @property
     def image(self) -> Path:
-        """Becomes the image's directory."""
-        return self.directory / "image"
+        return self.building.image
 
     @property
     def rootfs(self) -> Path:
-        return self.image / "tree" / "rootfs"
+        return self.building.rootfs
 
     def tell(self, task: str, percent: float) -> None:
-        self.host.pause(0)
-        self.events(Progress(self.request.name, task, percent, 100))
+        self.building.tell(task, percent)
 
 
 def build(host: Host, request: BuildRequest, events: Sink) -> Image:
@@ -78,42 +75,15 @@ def build(host: Host, request: BuildRequest, events: Sink) -> Image:
     Takes about a minute, and 3 GiB of the store meanwhile. Raises HostError when there is less, CommandFailed with the
     reason when a program fails; nothing of it stays then, and the name means what it did.
     """
-    available_bytes = host.shell.call(files.available_bytes, host.store.building)
-    if available_bytes < _NEEDED_BYTES:
-        raise HostError(
-            f"building {request.name!r} takes {format_size(_NEEDED_BYTES)} in {str(host.store.root)!r}, "
-            f"and only {format_size(available_bytes)} are free",
-            hint="free some space: hvctl image list; hvctl gc",
-        )
-    with _building_directory(host) as directory:
-        work = _Build(host=host, request=request, directory=directory, events=events)
+    with begin(host, request.name, events, needed_bytes=_NEEDED_BYTES) as building:
+        work = _Build(building=building, request=request)
         _make_tree(work)
-        disk = _make_disk(work)
-        image = _seal(work, disk)
-        work.tell("publishing", 98)
-        host.shell.call(files.set_mode, work.image, 0o711)
-        published.publish(host, work.image, image)
-        work.tell("done", 100)
-    return image
-
-
-@contextlib.contextmanager
-def _building_directory(host: Host) -> Iterator[Path]:
-    """A private directory for the block; its lock tells `gc` that somebody is working there."""
-    name = secrets.token_hex(8)
-    directory = host.store.building / name
-    with host.lock(f"building-{name}"):
-        try:
-            host.shell.call(files.make_directory, directory, 0o700)
-            yield directory
-        finally:
-            host.shell.call(files.remove, directory)
+        return building.publish(_describe(work, _make_disk(work)))
 
 
 def _make_tree(work: _Build) -> None:
     call = work.host.shell.call
-    for path, mode in ((work.image, 0o700), (work.rootfs.parent, 0o700)):
-        call(files.make_directory, path, mode)
+    call(files.make_directory, work.rootfs.parent, 0o700)
     call(files.write_file, work.directory / "guest.tar", guestfiles.pack(), 0o600)
     call(files.write_file, work.directory / "customize.sh", guestfiles.read_customize_script(), 0o600)
     sources = aptconfig.format_sources(aptconfig.find_sources(work.host), work.request.suite)
@@ -201,11 +171,11 @@ def _make_disk(work: _Build) -> Disk:
     work.host.shell.run(convert, timeout_s=_DISK_TIMEOUT_S)
     work.host.shell.call(files.remove, raw)
     work.tell("computing digests", 94)
-    return Disk(artefact=_artefact(work, disk), format="qcow2", virtual_bytes=work.request.disk_bytes)
+    return Disk(artefact=work.building.artefact(disk), format="qcow2", virtual_bytes=work.request.disk_bytes)
 
 
-def _seal(work: _Build, disk: Disk) -> Image:
-    """Kernel and initrd beside the disk, and the manifest over everything."""
+def _describe(work: _Build, disk: Disk) -> Image:
+    """Kernel and initrd beside the disk, and everything as a value."""
     call, boot = work.host.shell.call, work.rootfs / "boot"
     releases = [name.removeprefix("vmlinuz-") for name in call(files.list_names, boot) if name.startswith("vmlinuz-")]
     if len(releases) != 1:
@@ -215,31 +185,20 @@ def _seal(work: _Build, disk: Disk) -> Image:
         )
     for source, target in ((f"vmlinuz-{releases[0]}", "vmlinuz"), (f"initrd.img-{releases[0]}", "initrd")):
         call(files.clone_file, boot / source, work.image / target, 0o444)
-    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    image = manifest.seal(
-        Image(
-            id="",
-            name=work.request.name,
-            os="debian",
-            version=work.request.version,
-            architecture="x86_64",
-            created_at=now.isoformat().replace("+00:00", "Z"),
-            login_user="root",
-            provision=Provision.CREDENTIALS,
-            disk=disk,
-            kernel=_artefact(work, work.image / "vmlinuz"),
-            initrd=_artefact(work, work.image / "initrd"),
-            kernel_arguments=_KERNEL_ARGUMENTS,
-            kernel_release=releases[0],
-            has_tree=True,
-            packages=work.request.packages,
-        )
+    return Image(
+        id="",
+        name=work.request.name,
+        os="debian",
+        version=work.request.version,
+        architecture="x86_64",
+        created_at=now(),
+        login_user="root",
+        provision=Provision.CREDENTIALS,
+        disk=disk,
+        kernel=work.building.artefact(work.image / "vmlinuz"),
+        initrd=work.building.artefact(work.image / "initrd"),
+        kernel_arguments=_KERNEL_ARGUMENTS,
+        kernel_release=releases[0],
+        has_tree=True,
+        packages=work.request.packages,
     )
-    call(files.write_file, work.image / "manifest.json", manifest.format_manifest(image), 0o444)
-    return image
-
-
-def _artefact(work: _Build, path: Path) -> Artefact:
-    call = work.host.shell.call
-    call(files.set_mode, path, 0o444)
-    return Artefact(file=path.name, size_bytes=call(files.size, path), sha256=call(files.hash_file, path))

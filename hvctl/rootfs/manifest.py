@@ -1,7 +1,7 @@
 """An image's manifest: the Image value as `manifest.json`, and back. The only place that knows the file's shape.
 
-The identifier is the SHA-256, in hex, of the manifest's content without identifier, name and time of building: the
-same files have the same identifier whenever they were built and however they are called.
+The identifier is the SHA-256, in hex, of the manifest's content without identifier, name, source and time of building:
+the same files have the same identifier whenever they were built, wherever they came from and however they are called.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hvctl.errors import InvalidSpec, Unsupported
-from hvctl.model import Artefact, Disk, Image, Provision
+from hvctl.model import Artefact, Disk, Firmware, Image, Process, Provision
 
 SCHEMA = 1
 
-_OUTSIDE_IDENTIFIER = ("id", "name", "created_at")
+_OUTSIDE_IDENTIFIER = ("id", "name", "created_at", "source")
 # A plain file in the image's own directory: never a path, an option or a hidden file.
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -49,6 +49,30 @@ def parse(content: bytes, source: str) -> Image:
     return image
 
 
+def with_disk(image: Image, data: dict[str, Any], folder: str) -> Image:
+    """The image with the disk, and what boots it, that `data` describes; the files are in `folder` of the image's own."""
+
+    def place(artefact: Artefact | None) -> Artefact | None:
+        return replace(artefact, file=f"{folder}/{artefact.file}") if artefact else None
+
+    disk = _disk(data["disk"])
+    return replace(
+        image,
+        disk=replace(disk, artefact=replace(disk.artefact, file=f"{folder}/{disk.artefact.file}")),
+        kernel=place(_artefact(data["kernel"]) if data["kernel"] else None),
+        initrd=place(_artefact(data["initrd"]) if data["initrd"] else None),
+        kernel_arguments=tuple(str(word) for word in data["kernel_arguments"]),
+        kernel_release=str(data["kernel_release"]),
+    )
+
+
+def format_disk(image: Image) -> bytes:
+    """What `with_disk` takes, of an image whose disk, kernel and initrd lie beside this file."""
+    kept = ("disk", "kernel", "initrd", "kernel_arguments", "kernel_release")
+    data = {"schema": SCHEMA, **{key: value for key, value in asdict(image).items() if key in kept}}
+    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
+
+
 def _identify(data: dict[str, Any]) -> str:
     content = {key: value for key, value in data.items() if key not in _OUTSIDE_IDENTIFIER}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -75,6 +99,22 @@ def _from_dict(data: dict[str, Any]) -> Image:
         kernel_release=str(data["kernel_release"]),
         has_tree=bool(data["has_tree"]),
         packages=tuple(str(package) for package in data["packages"]),
+        firmware=Firmware(data.get("firmware", "bios")),
+        tree_digest=str(data.get("tree_digest", "")),
+        process=_process(data["process"]) if data.get("process") else None,
+        source=str(data.get("source", "")),
+    )
+
+
+def _process(data: dict[str, Any]) -> Process:
+    return Process(
+        entrypoint=tuple(str(word) for word in data["entrypoint"]),
+        command=tuple(str(word) for word in data["command"]),
+        environment=tuple((str(name), str(value)) for name, value in data["environment"]),
+        user=str(data["user"]),
+        directory=str(data["directory"]),
+        ports=tuple(str(port) for port in data["ports"]),
+        stop_signal=str(data["stop_signal"]),
     )
 
 

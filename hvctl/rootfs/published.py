@@ -15,7 +15,7 @@ from hvctl.errors import HostError, InvalidSpec, NotFound
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import manifest
+from hvctl.rootfs import halves, manifest
 
 _TAG = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -108,4 +108,4 @@ def read(host: Host, image_id: str, name: str) -> Image:
     for artefact in parts:
         if artefact is not None and not host.shell.call(files.exists, folder / artefact.file):
             raise HostError(f"image {name!r} has lost its file {artefact.file!r}", hint=mend)
-    return replace(image, name=name)
+    return halves.complete(host, replace(image, name=name))

@@ -1,0 +1,100 @@
+"""An image in the making: a private directory of the store, published by one rename.
+
+A build that fails or is killed leaves nothing but that directory, which `hvctl gc` removes once its lock is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvctl.errors import HostError
+from hvctl.events import Progress, Sink
+from hvctl.host import Host
+from hvctl.hostside import files
+from hvctl.model import Artefact, Image
+from hvctl.rootfs import manifest, published
+from hvctl.units import format_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Building:
+    """A build under way: where it works and whom it tells."""
+
+    host: Host
+    name: str
+    """Of the image, and of the subject of what is told."""
+    directory: Path
+    """Private (0700), gone when the build has ended."""
+    events: Sink
+
+    @property
+    def image(self) -> Path:
+        """Becomes the image's directory."""
+        return self.directory / "image"
+
+    @property
+    def rootfs(self) -> Path:
+        return self.image / "tree" / "rootfs"
+
+    def tell(self, task: str, done: float, total: float = 100) -> None:
+        """Report how far a task is; raises Interrupted when somebody cancels."""
+        self.host.pause(0)
+        self.events(Progress(self.name, task, done, total))
+
+    def artefact(self, path: Path) -> Artefact:
+        """One finished file of the image, made read-only."""
+        call = self.host.shell.call
+        call(files.set_mode, path, 0o444)
+        return Artefact(file=path.name, size_bytes=call(files.size, path), sha256=call(files.hash_file, path))
+
+    def publish(self, image: Image) -> Image:
+        """Seal the image, give its directory its place and the image its name; the sealed image."""
+        call = self.host.shell.call
+        sealed = manifest.seal(image)
+        call(files.write_file, self.image / "manifest.json", manifest.format_manifest(sealed), 0o444)
+        self.tell("publishing", 98)
+        call(files.set_mode, self.image, 0o711)
+        published.publish(self.host, self.image, sealed)
+        self.tell("done", 100)
+        return sealed
+
+
+@contextlib.contextmanager
+def begin(host: Host, name: str, events: Sink, *, needed_bytes: int = 0) -> Iterator[Building]:
+    """A private directory for the block, `image/` in it; its lock tells `gc` that somebody is working there.
+
+    Raises HostError when the store has less than `needed_bytes` free.
+    """
+    published.check_tag(name)
+    check_space(host, f"making {name!r}", needed_bytes)
+    token = secrets.token_hex(8)
+    directory = host.store.building / token
+    with host.lock(f"building-{token}"):
+        try:
+            host.shell.call(files.make_directory, directory, 0o700)
+            work = Building(host=host, name=name, directory=directory, events=events)
+            host.shell.call(files.make_directory, work.image, 0o700)
+            yield work
+        finally:
+            host.shell.call(files.remove, directory)
+
+
+def check_space(host: Host, what: str, needed_bytes: int) -> None:
+    """Raise HostError when the store has less than `needed_bytes` free."""
+    available_bytes = host.shell.call(files.available_bytes, host.store.building)
+    if available_bytes < needed_bytes:
+        raise HostError(
+            f"{what} takes {format_size(needed_bytes)} in {str(host.store.root)!r}, "
+            f"and only {format_size(available_bytes)} are free",
+            hint="free some space: hvctl image list; hvctl gc",
+        )
+
+
+def now() -> str:
+    """This second, as manifests write it: UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

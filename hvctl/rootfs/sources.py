@@ -1,0 +1,59 @@
+"""Where images come from: which kind of source a user's words mean, and the one way from there to a published image.
+
+Each kind is a module with `acquire(building, wanted) -> Image`: it brings the content into the building's directory,
+confined and verified, and describes it; sealing and publishing are done here. A new kind is a row in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hvctl.errors import InvalidSpec
+from hvctl.events import Sink, ignore
+from hvctl.host import Host
+from hvctl.model import Image
+from hvctl.rootfs import building
+from hvctl.rootfs.building import Building
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An image that is to be brought here."""
+
+    name: str
+    source: str
+    """`docker://...`, `images:debian/12`, an address, a file, a name in the catalogue: as it was typed."""
+    sha256: str = ""
+    """What the file must have, in hex, where the user says so."""
+    is_insecure: bool = False
+    """Whether the user renounced checksums and signatures."""
+    login_user: str = ""
+    """Who logs in, where the source does not say; empty: what is usual there."""
+
+
+Acquire = Callable[[Building, Wanted], Image]
+
+# What the source begins with -> the module that knows it. The first that matches.
+_KINDS: tuple[tuple[re.Pattern[str], str], ...] = ()
+
+
+def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
+    """Bring an image here and give it its name; nothing stays of one that fails.
+
+    Raises InvalidSpec for a source of no known kind, or one that is refused; HostError, NotFound, TimedOut.
+    """
+    acquire = _find_kind(wanted.source)
+    with building.begin(host, wanted.name, events) as work:
+        image = acquire(work, wanted)
+        return work.publish(replace(image, name=wanted.name, source=image.source or wanted.source))
+
+
+def _find_kind(source: str) -> Acquire:
+    for pattern, module in _KINDS:
+        if pattern.match(source):
+            acquire: Acquire = importlib.import_module(module).acquire
+            return acquire
+    raise InvalidSpec(f"{source[:200]!r} is no source of images that hvctl knows", hint="hvctl image pull --help")
