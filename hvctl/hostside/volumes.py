@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.hostside import enter, files, ids, loops, mounts
+from hvctl.hostside import files, groups, ids, loops, mounts
 from hvctl.hostside.mounts import Extent
 
 _UMOUNT_NOFOLLOW = 8
@@ -67,7 +67,7 @@ def mount_inside(controller: int, volume: Volume, target: str) -> None:
     Its root could make it writable again, so nothing read-only may be given in this way.
     """
     with _open_tree(volume) as tree:
-        _in_mounts_of(enter.find_init(controller), lambda: mounts.move(tree, Path(target)))
+        _in_mounts_of(groups.find_init(controller), lambda: mounts.move(tree, Path(target)))
 
 
 def unmount_inside(controller: int, volume: Volume) -> None:
@@ -75,7 +75,7 @@ def unmount_inside(controller: int, volume: Volume) -> None:
 
     Raises OSError with EBUSY while it is used, with EINVAL where it was there from the start on: that is locked.
     """
-    init = enter.find_init(controller)
+    init = groups.find_init(controller)
     for point in reversed(list(_find_inside(init, volume))):
         path = os.fsencode(point)
         _in_mounts_of(init, lambda path=path: mounts.check(mounts.libc.umount2(path, _UMOUNT_NOFOLLOW), path))  # type: ignore[misc]
@@ -83,7 +83,7 @@ def unmount_inside(controller: int, volume: Volume) -> None:
 
 def is_inside(controller: int, volume: Volume) -> bool:
     """Whether a container that runs has it."""
-    return any(_find_inside(enter.find_init(controller), volume))
+    return any(_find_inside(groups.find_init(controller), volume))
 
 
 @contextlib.contextmanager

@@ -125,8 +125,14 @@ def move(host: Host, name: str, disk_name: str, to: str, request: DiskRequest, e
     host.require_root("disk move")
     if name == to:
         raise UsageError(f"{disk_name!r} is a disk of {name!r} already")
-    target = query.get_complete(host, to)
     _check_request(request, disk_name)
+    with host.lock(name):
+        get_settled(host, name)
+    with host.lock(to):
+        before, target = query.get(host, to), get_settled(host, to)
+    done = _find_finished(before.record, target.record, DISK_ADD, request.name)
+    if done is not None:
+        return Added(disk=done, is_live=True)
     _check_can_change(target)
     _check_free(target.record, request.name)
     disk = _find_to_move(host, name, disk_name)
