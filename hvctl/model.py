@@ -132,8 +132,10 @@ class Spec:
 
 
 class DiskKind(StrEnum):
-    """Where the content of a data disk comes from, and so whether it is ours to delete."""
+    """Where the content of a disk comes from, and so whether it is ours to delete."""
 
+    ROOT = "root"
+    """The instance's layers; no record lists it among the data disks."""
     VOLUME = "volume"
     """Made by hvctl, in the store."""
     DEVICE = "device"

@@ -137,6 +137,15 @@ def test_a_qcow2_disk_is_described_as_it_was_asked_for(
     assert domain.findtext("./devices/disk[serial='s-1']/iotune/total_bytes_sec") == str(MIB)
 
 
+def test_the_list_has_the_root_and_what_was_added(settings: Config, mode: Mode, stopped: Instance) -> None:
+    disk(settings, "add", "off", "data", "--size", "16M")
+    root, data = json.loads(disk(settings, "list", "off", "--json").out)
+    assert (root["name"], root["kind"], root["size_bytes"]) == ("root", "root", MIB if mode is VM else None)
+    assert (data["name"], data["kind"], data["size_bytes"]) == ("data", "volume", 16 * MIB)
+    table = disk(settings, "list").out
+    assert [line.split()[1] for line in table.splitlines() if line.startswith("off ")] == ["root", "data"]
+
+
 def test_what_virsh_changed_stays_when_a_disk_comes_and_goes(
     host: Host, settings: Config, mode: Mode, stopped: Instance
 ) -> None:
@@ -266,7 +275,7 @@ def test_a_disk_comes_and_goes_while_the_vm_runs_and_keeps_its_content(
 
 def test_the_root_grows_live_with_the_file_system_in_it(host: Host, settings: Config, vm: Instance) -> None:
     before = int(sh(settings, "disky", "df --output=size -B1 / | tail -1"))
-    size_bytes = disks.get_backend(VM).disks.measure_root(host, vm.record) + GIB
+    size_bytes = disks.list_disks(host, vm)[0].size_bytes + GIB
     done = json.loads(disk(settings, "resize", "disky", "root", str(size_bytes), "--json").out)
     assert (done["changed"], done["grown_inside"]) == (True, True)
     assert int(sh(settings, "disky", "df --output=size -B1 / | tail -1")) > before + 900 * MIB

@@ -83,8 +83,9 @@ class ContainerDisks(Disks):
             ) from error
         host.shell.call(files.remove_empty, _mount_point(host, record, disk))
 
-    def measure_root(self, host: Host, record: Record) -> int:
-        return 0
+    def describe_root(self, host: Host, record: Record) -> DataDisk:
+        source = str(host.store.layer(record.layers[-1]))
+        return DataDisk(name="root", kind=DiskKind.ROOT, format=VolumeFormat.DIRECTORY, source=source, target="/")
 
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:
         if disk is None:

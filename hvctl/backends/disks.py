@@ -70,8 +70,8 @@ class Disks(ABC):
         """
 
     @abstractmethod
-    def measure_root(self, host: Host, record: Record) -> int:
-        """Bytes that the instance sees as its root disk; 0 where it has none of its own."""
+    def describe_root(self, host: Host, record: Record) -> DataDisk:
+        """The root in the words of a data disk; size 0 where it has none of its own, or this user may not look."""
 
     @abstractmethod
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:

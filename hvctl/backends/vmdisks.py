@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.access import agent
@@ -20,6 +22,7 @@ from hvctl.shell.base import Argument
 from hvctl.units import TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
+_BYTES, _IOPS = "total_bytes_sec", "total_iops_sec"
 _DETACH_TIMEOUT_S = 20
 _PING_TIMEOUT_S = 2
 _LARGEST_BYTES = 16 * TIB
@@ -101,8 +104,24 @@ class VmDisks(Disks):
         connection = host.connection(record.mode)
         disks.detach(connection, _domain(host, record), _path(host, disk), timeout_s=_DETACH_TIMEOUT_S)
 
-    def measure_root(self, host: Host, record: Record) -> int:
-        return host.shell.call(diskfiles.read_qcow2_size, _root(host, record))
+    def describe_root(self, host: Host, record: Record) -> DataDisk:
+        path, size_bytes = _root(host, record), record.spec.disk_bytes
+        with contextlib.suppress(HostError):  # the store is root's
+            size_bytes = host.shell.call(diskfiles.read_qcow2_size, path)
+        definition = ElementTree.fromstring(domains.get_xml(_domain(host, record)))
+        element = disks.find_element(definition, str(path))
+        tune = element.find("iotune") if element is not None else None
+        limits = [int(tune.findtext(tag, "0")) if tune is not None else 0 for tag in (_IOPS, _BYTES)]
+        return DataDisk(
+            name="root",
+            kind=DiskKind.ROOT,
+            format=VolumeFormat.QCOW2,
+            source=str(path),
+            size_bytes=size_bytes,
+            target="vda",
+            serial="root",
+            throttle=Throttle(iops=limits[0], bytes_per_s=limits[1]),
+        )
 
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:
         if disk is not None and disk.kind is not DiskKind.VOLUME:
@@ -246,7 +265,7 @@ def _set_throttle(element: Element, limits: Throttle) -> None:
         element.remove(old)
     if limits != Throttle():
         tune = SubElement(element, "iotune")
-        for tag, number in (("total_bytes_sec", limits.bytes_per_s), ("total_iops_sec", limits.iops)):
+        for tag, number in ((_BYTES, limits.bytes_per_s), (_IOPS, limits.iops)):
             if number:
                 SubElement(tune, tag).text = str(number)
 

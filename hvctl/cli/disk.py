@@ -31,11 +31,11 @@ def disk() -> None:
 @click.option("--unattached", is_flag=True, help="Volumes that no instance has.")
 @output_options
 def list_(app: App, names: tuple[str, ...], unattached: bool) -> None:
-    """List the data disks of all instances or of some, or the volumes that nobody has.
+    """List the disks of all instances or of some, or the volumes that nobody has.
 
     Example: hvctl disk list web
     """
-    from hvctl.instances import query, volumes
+    from hvctl.instances import disks, query, volumes
 
     if unattached:
         if names:
@@ -43,13 +43,13 @@ def list_(app: App, names: tuple[str, ...], unattached: bool) -> None:
         _print_unattached(app, volumes.list_unattached(app.host))
         return
     instances = [query.get(app.host, name) for name in names] if names else query.list_instances(app.host)
-    found = [(instance, disk_) for instance in instances for disk_ in instance.record.disks]
+    found = [(instance, disk_) for instance in instances for disk_ in disks.list_disks(app.host, instance)]
 
     def for_people() -> None:
         if found:
             app.print_table(_COLUMNS, [_row(instance, disk_) for instance, disk_ in found])
         else:
-            click.echo("no data disks; next: hvctl disk add INSTANCE NAME --size 10G", err=True)
+            click.echo("no instances yet; next: hvctl create NAME", err=True)
 
     app.print_result([as_json(disk_, instance.name) for instance, disk_ in found], for_people)
 
@@ -270,7 +270,7 @@ def _print_added(app: App, instance: str, added: Added) -> None:
 
 
 def _row(instance: Instance, disk_: DataDisk) -> tuple[str, ...]:
-    source = disk_.source or f"volume {disk_.volume[:8]}"
+    source = "its layers" if disk_.kind is DiskKind.ROOT else disk_.source or f"volume {disk_.volume[:8]}"
     return (instance.name, disk_.name, _size(disk_), _format(disk_), disk_.target, disk_.serial or "-", source)
 
 
@@ -279,6 +279,6 @@ def _size(disk_: DataDisk) -> str:
 
 
 def _format(disk_: DataDisk) -> str:
-    kind = disk_.kind.value if disk_.kind is not DiskKind.VOLUME else disk_.format.value
+    kind = disk_.kind.value if disk_.kind in (DiskKind.ISO, DiskKind.DEVICE) else disk_.format.value
     notes = [disk_.filesystem] * bool(disk_.filesystem) + ["read-only"] * disk_.is_read_only
     return ", ".join([kind, *notes])

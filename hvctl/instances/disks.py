@@ -26,7 +26,19 @@ from hvctl.model import Cache, DataDisk, DiskKind, Instance, Record, State, Thro
 from hvctl.operation import Verb
 from hvctl.units import MIB, format_size
 
-__all__ = ["ROOT", "Added", "DiskRequest", "Grown", "add", "delete_volume", "move", "remove", "resize", "throttle"]
+__all__ = [
+    "ROOT",
+    "Added",
+    "DiskRequest",
+    "Grown",
+    "add",
+    "delete_volume",
+    "list_disks",
+    "move",
+    "remove",
+    "resize",
+    "throttle",
+]
 
 _LEAST_BYTES = 1 * MIB
 _LEAST_EXT4_BYTES = 16 * MIB
@@ -146,6 +158,12 @@ def move(host: Host, name: str, disk_name: str, to: str, request: DiskRequest, e
         raise
 
 
+def list_disks(host: Host, instance: Instance) -> tuple[DataDisk, ...]:
+    """The root of an instance, and its data disks."""
+    record = instance.record
+    return (get_backend(record.mode).disks.describe_root(host, record), *record.disks)
+
+
 def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink = ignore) -> Grown:
     """Make a disk (`root`: the root) larger, and where the guest is one of ours the file system in it.
 
@@ -161,7 +179,7 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
         disk = diskeffects.find_disk(record, disk_name)
         _check_can_change(instance)
         work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
-        now_bytes = disk.size_bytes if disk else work.measure_root(host, record)
+        now_bytes = (disk or work.describe_root(host, record)).size_bytes
         if size_bytes < now_bytes:
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} has {format_size(now_bytes)}, and a disk cannot shrink: what lies beyond "
