@@ -14,7 +14,7 @@ from hvctl.backends.base import ENVIRONMENT
 from hvctl.backends.disks import DiskRequest, Disks
 from hvctl.errors import HostError, InvalidSpec, Unsupported, WrongState
 from hvctl.host import Host
-from hvctl.hostside import enter, files, volumes
+from hvctl.hostside import enter, files, loops, mounts, volumes
 from hvctl.libvirtapi import domains
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Record, Throttle, VolumeFormat
 
@@ -70,7 +70,12 @@ class ContainerDisks(Disks):
         return True
 
     def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
-        return ""  # the kernel knows, and `detach` is refused while it is used
+        """A file system in a file must have left this host's kernel before another may write to it."""
+        path = host.store.volume_content(disk.volume, disk.format)
+        if domains.is_active(_domain(host, record)):  # then the kernel knows, and `detach` is refused while it is used
+            return ""
+        device = host.shell.call(loops.find_loop, path)
+        return f"this host, as {device}" if device else ""
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
         volume = _volume(host, record, disk)
@@ -78,10 +83,17 @@ class ContainerDisks(Disks):
             host.shell.call(volumes.unmount_inside, self._controller(host, record), volume)
         except HostError as error:
             raise WrongState(
-                f"{record.name!r} has {disk.name!r} in use, or has had it from its start on: it cannot be taken out now",
+                f"{record.name!r} has {disk.name!r} in use inside: it cannot be taken out now",
                 hint=f"hvctl stop {record.name}",
             ) from error
+        # Where it was mounted for the container: gone here, and with the directory in every other mount namespace.
+        host.shell.call(mounts.unmount, _mount_point(host, record, disk))
         host.shell.call(files.remove_empty, _mount_point(host, record, disk))
+        if host.shell.call(loops.find_loop, volume.path) is not None:
+            raise WrongState(
+                f"this host's kernel still holds {disk.name!r}, so nobody else may write to it",
+                hint=f"hvctl stop {record.name}",
+            )
 
     def describe_root(self, host: Host, record: Record) -> DataDisk:
         source = str(host.store.layer(record.layers[-1]))
@@ -100,6 +112,9 @@ class ContainerDisks(Disks):
             )
         if not is_off:
             raise WrongState("a volume of a container grows while that is stopped", hint=f"hvctl stop {record.name}")
+        use = self.find_use(host, record, disk)
+        if use:
+            raise WrongState(f"{disk.name!r} is used by {use}", hint="hvctl host doctor")
 
     def grow(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int) -> None:
         assert disk is not None

@@ -98,7 +98,7 @@ class VmDisks(Disks):
             said = agent.run(domain, argv, ENVIRONMENT, b"", host.pause).stdout.decode(errors="replace")
         except HvctlError:
             return ""
-        return ", ".join(said.split()[:4])
+        return ", ".join(said.split()[:4])  # where it is mounted inside
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
         connection = host.connection(record.mode)

@@ -97,6 +97,10 @@ def unmount(directory: Path) -> None:
     """Take everything away that is mounted below an instance's directory; fine when nothing is."""
     for path in (*_children(directory / "mounts"), directory / "root", *_children(directory / "below")):
         mounts.unmount(path)
+        if path.parent.name == "mounts" and not path.name.isdigit():
+            # A volume may go to another one now. Containers that began later have copies of the mount in namespaces
+            # of their own; the kernel takes those away with the directory (rmdir(2), Linux 3.18).
+            files.remove_empty(path)
 
 
 def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]) -> None:

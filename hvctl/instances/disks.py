@@ -108,10 +108,10 @@ def remove(
         if disk is None:
             raise UsageError(f"{name!r} cannot be without its root", hint=f"hvctl delete {name}")
         _check_can_change(instance)
-        use = get_backend(record.mode).disks.find_use(host, record, disk) if _is_running(instance) and not force else ""
+        use = "" if force else get_backend(record.mode).disks.find_use(host, record, disk)
         if use:
             raise WrongState(
-                f"{name!r} has {disk_name!r} mounted at {use}",
+                f"{disk_name!r} of {name!r} is in use at {use}",
                 hint=f"hvctl exec {name} -- umount {use}, or --force: what is not written yet is lost",
             )
         domain = _definition(host, record)
