@@ -243,7 +243,7 @@ def test_a_disk_comes_and_goes_while_the_vm_runs_and_keeps_its_content(
     assert live.findtext("./devices/disk[serial='data']/iotune/total_iops_sec") in (None, "0")
 
     refused = run(settings, "disk", "remove", "disky", "data", "--keep")
-    assert (refused.status, "in use at /mnt" in refused.err) == (5, True)
+    assert (refused.status, "mounted at /mnt" in refused.err) == (5, True)
     disk(settings, "resize", "disky", "data", "128M")
     sh(settings, "disky", "[ $(cat /sys/block/vdb/size) = 262144 ]; resize2fs /dev/vdb 2>&1; umount /mnt")
 

@@ -69,13 +69,16 @@ class ContainerDisks(Disks):
         host.shell.call(volumes.mount_inside, controller, volume, disk.target)
         return True
 
-    def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
+    def check_unused(self, host: Host, record: Record, disk: DataDisk, *, force: bool) -> None:
         """A file system in a file must have left this host's kernel before another may write to it."""
-        path = host.store.volume_content(disk.volume, disk.format)
-        if domains.is_active(_domain(host, record)):  # then the kernel knows, and `detach` is refused while it is used
-            return ""
-        device = host.shell.call(loops.find_loop, path)
-        return f"this host, as {device}" if device else ""
+        if domains.is_active(_domain(host, record)):  # then the kernel knows, and `detach` is refused
+            return
+        device = host.shell.call(loops.find_loop, host.store.volume_content(disk.volume, disk.format))
+        if device is not None:
+            raise WrongState(
+                f"this host's kernel still has {disk.name!r} of {record.name!r}, as {device}",
+                hint=f"see who: grep {device} /proc/*/mountinfo",
+            )
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
         volume = _volume(host, record, disk)
@@ -112,9 +115,7 @@ class ContainerDisks(Disks):
             )
         if not is_off:
             raise WrongState("a volume of a container grows while that is stopped", hint=f"hvctl stop {record.name}")
-        use = self.find_use(host, record, disk)
-        if use:
-            raise WrongState(f"{disk.name!r} is used by {use}", hint="hvctl host doctor")
+        self.check_unused(host, record, disk, force=False)
 
     def grow(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int) -> None:
         assert disk is not None

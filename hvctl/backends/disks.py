@@ -59,8 +59,8 @@ class Disks(ABC):
         """Give the running instance the disk; False where that must wait for the next start. Fine when it has it."""
 
     @abstractmethod
-    def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
-        """What the running instance uses the disk for (where it is mounted), as far as can be known; empty: nothing."""
+    def check_unused(self, host: Host, record: Record, disk: DataDisk, *, force: bool) -> None:
+        """Raise WrongState while somebody would lose data if the disk went; `force`: not for what only the guest says."""
 
     @abstractmethod
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:

@@ -89,16 +89,22 @@ class VmDisks(Disks):
             return disks.attach(domain, _format(host, disk))
         return True
 
-    def find_use(self, host: Host, record: Record, disk: DataDisk) -> str:
+    def check_unused(self, host: Host, record: Record, disk: DataDisk, *, force: bool) -> None:
         """By the guest's own word: it would let go of a mounted disk, and lose what it has not written yet."""
         domain = _domain(host, record)
+        if force or not domains.is_active(domain):
+            return
         try:
             agent.ping(domain, timeout_s=_PING_TIMEOUT_S)
             argv = ("lsblk", "--noheadings", "--output", "MOUNTPOINT", f"/dev/disk/by-id/virtio-{disk.serial}")
-            said = agent.run(domain, argv, ENVIRONMENT, b"", host.pause).stdout.decode(errors="replace")
-        except HvctlError:
-            return ""
-        return ", ".join(said.split()[:4])  # where it is mounted inside
+            said = agent.run(domain, argv, ENVIRONMENT, b"", host.pause).stdout.decode(errors="replace").split()
+        except HvctlError:  # no agent: nobody who could say
+            return
+        if said:
+            raise WrongState(
+                f"{record.name!r} has {disk.name!r} mounted at {', '.join(said[:4])}",
+                hint=f"hvctl exec {record.name} -- umount {said[0]}, or --force: what is not written yet is lost",
+            )
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
         connection = host.connection(record.mode)

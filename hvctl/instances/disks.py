@@ -108,12 +108,7 @@ def remove(
         if disk is None:
             raise UsageError(f"{name!r} cannot be without its root", hint=f"hvctl delete {name}")
         _check_can_change(instance)
-        use = "" if force else get_backend(record.mode).disks.find_use(host, record, disk)
-        if use:
-            raise WrongState(
-                f"{disk_name!r} of {name!r} is in use at {use}",
-                hint=f"hvctl exec {name} -- umount {use}, or --force: what is not written yet is lost",
-            )
+        get_backend(record.mode).disks.check_unused(host, record, disk, force=force)
         domain = _definition(host, record)
         get_backend(record.mode).disks.remove_from(host, record, domain, disk)
         after = replace(record, disks=tuple(other for other in record.disks if other.name != disk_name))
