@@ -14,7 +14,7 @@ from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import claim, lifecycle, query
+from hvctl.instances import claim, lifecycle, query, volumes
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance
 from hvctl.rootfs import fetch
@@ -134,9 +134,15 @@ def list_orphans(host: Host) -> list[Path]:
 
     records = [instance.record for instance in host.instances()] + list_lost(host)
     owned = {str(record.uuid) for record in records} | {layer for record in records for layer in record.layers}
-    return [
+    paths = [
         folder / name
         for folder in (host.store.instances, host.store.layers)
         for name in host.shell.call(files.list_names, folder)
         if name not in owned
+    ]
+    attached = volumes.list_owned(host)
+    names = host.shell.call(files.list_names, host.store.volumes)
+    # A whole volume without an owner is no orphan: somebody has kept it (`hvctl disk list --unattached`).
+    return paths + [
+        host.store.volumes / name for name in names if name not in attached and not volumes.is_whole(host, name)
     ]

@@ -14,6 +14,8 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
       <hvctl:interface network="hvctl" mac="52:..." address="10.1.2.3" device="hv0123456789"/>
       <hvctl:access user="root" provision="credentials" host-key="ssh-ed25519 AAAA..."><hvctl:key>...</hvctl:key></hvctl:access>
       <hvctl:label name="K" value="V"/>
+      <hvctl:disk name="data" kind="volume" format="raw" volume="UUID" source="" size="10737418240" filesystem="ext4"
+          guest-written="yes" target="vdb" serial="data" read-only="no" cache="default" discard="yes" iops="0" bytes="0"/>
       <hvctl:pending verb="create" step="root"><hvctl:argument name="K" value="V"/></hvctl:pending>
     </hvctl:instance>
 """
@@ -21,6 +23,7 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -28,14 +31,28 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.errors import InvalidSpec, Unsupported
-from hvctl.model import AccelChoice, Accelerator, Mode, Mount, PendingOperation, Provision, Record, Spec
+from hvctl.model import (
+    AccelChoice,
+    Accelerator,
+    Cache,
+    DataDisk,
+    DiskKind,
+    Mode,
+    Mount,
+    PendingOperation,
+    Provision,
+    Record,
+    Spec,
+    Throttle,
+    VolumeFormat,
+)
 
 PREFIX = "hvctl"
 URI = "urn:hvctl"
 SCHEMA = 1
 
 _NS = f"{{{URI}}}"
-_KNOWN = {_NS + tag for tag in ("spec", "root", "container", "interface", "access", "label", "pending")}
+_KNOWN = {_NS + tag for tag in ("spec", "root", "container", "interface", "access", "label", "disk", "pending")}
 
 ElementTree.register_namespace(PREFIX, URI)
 
@@ -101,6 +118,47 @@ def embed(domain_xml: str, record: Record) -> str:
     return ElementTree.tostring(domain, encoding="unicode") + "\n"
 
 
+def format_disk(disk: DataDisk) -> dict[str, str]:
+    """A data disk as names and texts: the attributes of its element, and the arguments of an intent."""
+    return {
+        "name": disk.name,
+        "kind": disk.kind,
+        "format": disk.format,
+        "volume": disk.volume,
+        "source": disk.source,
+        "size": str(disk.size_bytes),
+        "filesystem": disk.filesystem,
+        "guest-written": _yes(disk.is_guest_written),
+        "target": disk.target,
+        "serial": disk.serial,
+        "read-only": _yes(disk.is_read_only),
+        "cache": disk.cache,
+        "discard": _yes(disk.has_discard),
+        "iops": str(disk.throttle.iops),
+        "bytes": str(disk.throttle.bytes_per_s),
+    }
+
+
+def parse_disk(fields: Mapping[str, str]) -> DataDisk:
+    """What `format_disk` gave. Raises KeyError, ValueError."""
+    return DataDisk(
+        name=fields["name"],
+        kind=DiskKind(fields["kind"]),
+        format=VolumeFormat(fields["format"]),
+        volume=fields.get("volume", ""),
+        source=fields.get("source", ""),
+        size_bytes=int(fields.get("size", "0")),
+        filesystem=fields.get("filesystem", ""),
+        is_guest_written=fields.get("guest-written") == "yes",
+        target=fields.get("target", ""),
+        serial=fields.get("serial", ""),
+        is_read_only=fields.get("read-only") == "yes",
+        cache=Cache(fields.get("cache", Cache.DEFAULT)),
+        has_discard=fields.get("discard") != "no",
+        throttle=Throttle(iops=int(fields.get("iops", "0")), bytes_per_s=int(fields.get("bytes", "0"))),
+    )
+
+
 def _build(record: Record) -> Element:
     spec = record.spec
     top = Element(f"{_NS}instance", {"schema": str(SCHEMA), "store": str(record.store), "created": record.created_at})
@@ -145,6 +203,8 @@ def _build(record: Record) -> Element:
     for key in record.authorized_keys:
         SubElement(access, f"{_NS}key").text = key
     _add_pairs(top, "label", record.labels)
+    for disk in record.disks:
+        SubElement(top, f"{_NS}disk", format_disk(disk))
     if record.pending is not None:
         pending = SubElement(top, f"{_NS}pending", {"verb": record.pending.verb, "step": record.pending.step})
         _add_pairs(pending, "argument", record.pending.arguments)
@@ -178,6 +238,7 @@ def _parse(top: Element, name: str, uuid: UUID) -> Record:
         host_key=access.get("host-key", ""),
         authorized_keys=tuple(key.text or "" for key in access.findall(f"{_NS}key")),
         labels=_pairs(top, "label"),
+        disks=tuple(parse_disk(disk.attrib) for disk in top.findall(f"{_NS}disk")),
         unknown=tuple(ElementTree.tostring(child, encoding="unicode") for child in top if child.tag not in _KNOWN),
     )
     container, pending = top.find(f"{_NS}container"), top.find(f"{_NS}pending")

@@ -136,6 +136,77 @@ class Spec:
     """Made by `run`: its streams are that process's, and it is deleted when that process has ended, by `gc` at the latest."""
 
 
+class DiskKind(StrEnum):
+    """Where the content of a disk comes from, and so whether it is ours to delete."""
+
+    ROOT = "root"
+    """The instance's layers; no record lists it among the data disks."""
+    VOLUME = "volume"
+    """Made by hvctl, in the store."""
+    DEVICE = "device"
+    """A block device of the host: never ours."""
+    ISO = "iso"
+    """A read-only image file of the host's: never ours."""
+
+
+class VolumeFormat(StrEnum):
+    """What a volume is on the host's disk. Recorded when it is made, never probed."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    DIRECTORY = "directory"
+
+
+class Cache(StrEnum):
+    """How a disk uses the host's page cache (qemu(1), -drive cache=); `default` leaves it to QEMU."""
+
+    DEFAULT = "default"
+    NONE = "none"
+    WRITEBACK = "writeback"
+    WRITETHROUGH = "writethrough"
+    UNSAFE = "unsafe"
+
+
+EXT4 = "ext4"
+"""The one file system that hvctl makes on a volume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throttle:
+    """The most that a disk may do in a second, reads and writes together; 0: no limit."""
+
+    iops: int = 0
+    bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDisk:
+    """A disk of an instance beside its root. What `volume` names belongs to the instance; `source` never does."""
+
+    name: str
+    kind: DiskKind
+    format: VolumeFormat
+    volume: str = ""
+    """Identifier (a UUID) of the volume in the store; empty for what is not ours."""
+    source: str = ""
+    """Path of what is not ours on the host; empty for a volume."""
+    size_bytes: int = 0
+    """What the instance sees; 0: as large as the file system it lies on (a directory), or unknown (a device)."""
+    filesystem: str = ""
+    """What hvctl has made on it: `ext4`, or nothing."""
+    is_guest_written: bool = False
+    """Whether a guest's kernel may have written that file system, so that the host's must not trust it."""
+    target: str = ""
+    """A VM's: `vdb`. A container's: the directory at which it is seen."""
+    serial: str = ""
+    """What the guest finds it by: /dev/disk/by-id/virtio-SERIAL."""
+    is_read_only: bool = False
+    cache: Cache = Cache.DEFAULT
+    has_discard: bool = True
+    """Whether blocks that the guest discards are given back to the host."""
+    throttle: Throttle = Throttle()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PendingOperation:
     """The intent of a change that has begun: which verb, and the step that was about to be done.
@@ -177,6 +248,8 @@ class Record:
     created_at: str = ""
     """UTC, ISO 8601 to the second."""
     labels: tuple[tuple[str, str], ...] = ()
+    disks: tuple[DataDisk, ...] = ()
+    """Its data disks, oldest first."""
     pending: PendingOperation | None = None
     unknown: tuple[str, ...] = ()
     """Elements of newer minor versions or other tools inside our metadata, kept as they were."""

@@ -13,6 +13,8 @@ what somebody typed.
       instances/UUID/            0710            a container's (its own group): domain.xml identity/ and, all mount
                                                  points, root/ mounts/N below/N
       instances/UUID/{application,output}/       an application's: what its init is given, and gives back
+      volumes/ID/                0711            volume.json, and disk.raw or disk.qcow2 (0600)
+      volumes/ID/                0700            a directory volume: volume.json data/
       renaming/UUID.xml          0711            a definition on its way to another name; empty but for moments
       building/OPERATION/        0700            private directories; published from here by rename
     downloads/DIGEST.part      0600            what has come of an address (0700; the digest is that of the address)
@@ -54,6 +56,10 @@ class Store:
     @property
     def instances(self) -> Path:
         return self.root / "instances"
+
+    @property
+    def volumes(self) -> Path:
+        return self.root / "volumes"
 
     @property
     def building(self) -> Path:
@@ -99,6 +105,17 @@ class Store:
     def layer_disk(self, layer_id: str) -> Path:
         return self.layers / layer_id / "disk.qcow2"
 
+    def volume(self, volume_id: str) -> Path:
+        return self.volumes / volume_id
+
+    def volume_facts(self, volume_id: str) -> Path:
+        """What describes a volume that no instance has; there only once the volume is whole."""
+        return self.volumes / volume_id / "volume.json"
+
+    def volume_content(self, volume_id: str, format_: str) -> Path:
+        """The file that holds a volume, or the directory that is one."""
+        return self.volumes / volume_id / ("data" if format_ == "directory" else f"disk.{format_}")
+
     def instance(self, uuid: UUID) -> Path:
         return self.instances / str(uuid)
 
@@ -133,8 +150,9 @@ class Store:
         """Where a container's root is mounted while it runs."""
         return self.instance(uuid) / "root"
 
-    def container_mount(self, uuid: UUID, number: int) -> Path:
-        return self.instance(uuid) / "mounts" / str(number)
+    def container_mount(self, uuid: UUID, name: int | str) -> Path:
+        """Where a shared directory (by its number) or a volume (by its identifier) is mounted while it runs."""
+        return self.instance(uuid) / "mounts" / str(name)
 
     def console_log(self, uuid: UUID) -> Path:
         return self.instance(uuid) / "console.log"

@@ -13,10 +13,11 @@ from hvctl import gc, images
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, create, lifecycle, publish, query
+from hvctl.instances import change, create, disks, lifecycle, publish, query
 from hvctl.instances.verbs import VERBS
-from hvctl.model import Mode, State
+from hvctl.model import Mode, State, Throttle
 from hvctl.operation import CLEAR
+from hvctl.units import MIB
 from tests import tiny, victims, world
 
 pytestmark = pytest.mark.guest
@@ -29,6 +30,8 @@ class Scenario:
     needs_instance: bool
     act: Callable[[Host, Mode, str, Sink], object]
     is_done: Callable[[Host, str], bool]
+    prepare: Callable[[Host, str], object] = lambda _host, _name: None
+    """What is done to the instance before."""
 
 
 def _create(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
@@ -39,6 +42,10 @@ def _create(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
 def make_tiny_container(host: Host, name: str, events: Sink) -> object:
     """A deed for victims of other modules."""
     return _create(host, Mode.CONTAINER, name, events)
+
+
+def _add_disk(host: Host, name: str, events: Sink) -> object:
+    return disks.add(host, name, disks.DiskRequest(name="data", size_bytes=16 * MIB, filesystem="ext4"), events=events)
 
 
 def _is_set(host: Host, name: str) -> bool:
@@ -80,6 +87,29 @@ SCENARIOS = {
         act=lambda host, _mode, name, events: change.rename(host, name, f"{name}-new", events),
         is_done=lambda host, name: query.find(host, f"{name}-new") is not None,
     ),
+    "disk-add": Scenario(
+        needs_instance=True,
+        act=lambda host, _mode, name, events: _add_disk(host, name, events),
+        is_done=lambda host, name: bool(query.get(host, name).record.disks),
+    ),
+    "disk-remove": Scenario(
+        needs_instance=True,
+        act=lambda host, _mode, name, events: disks.remove(host, name, "data", events=events),
+        is_done=lambda host, name: not query.get(host, name).record.disks,
+        prepare=lambda host, name: _add_disk(host, name, ignore),
+    ),
+    "disk-resize": Scenario(
+        needs_instance=True,
+        act=lambda host, _mode, name, events: disks.resize(host, name, "data", 32 * MIB, events),
+        is_done=lambda host, name: [disk.size_bytes for disk in query.get(host, name).record.disks] == [32 * MIB],
+        prepare=lambda host, name: _add_disk(host, name, ignore),
+    ),
+    "disk-set": Scenario(
+        needs_instance=True,
+        act=lambda host, _mode, name, events: disks.throttle(host, name, "data", Throttle(iops=100), events),
+        is_done=lambda host, name: query.get(host, name).record.disks[0].throttle.iops == 100,
+        prepare=lambda host, name: _add_disk(host, name, ignore),
+    ),
     "set": Scenario(
         needs_instance=True,
         act=lambda host, _mode, name, events: change.set_(
@@ -91,6 +121,9 @@ SCENARIOS = {
 
 # Verbs that need a guest that answers; their steps are killed in test_images_guest.py.
 IN_A_GUEST = {"kernel"}
+
+# Refused by a mode before anything is done.
+UNSUPPORTED = {("disk-set", Mode.CONTAINER)}
 
 POINTS = [
     (verb.name, step)
@@ -113,6 +146,13 @@ def _run_victim(settings: Config, mode: Mode, verb: str, step: str, name: str) -
 
 
 @pytest.fixture
+def scenario(mode: Mode, verb: str) -> Scenario:
+    if (verb, mode) in UNSUPPORTED:
+        pytest.skip(f"{verb} is not for a {mode}: test_disks.py has the refusal")
+    return SCENARIOS[verb]
+
+
+@pytest.fixture
 def name(host: Host, tiny_image: str) -> Iterator[str]:
     """A free name; whatever stands under it afterwards is deleted, and then the world must be as before."""
     free = f"crash-{secrets.token_hex(3)}"
@@ -125,10 +165,12 @@ def name(host: Host, tiny_image: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_gc_settles_what_a_kill_left(host: Host, settings: Config, mode: Mode, name: str, verb: str, step: str) -> None:
-    scenario = SCENARIOS[verb]
+def test_gc_settles_what_a_kill_left(
+    host: Host, settings: Config, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
+) -> None:
     if scenario.needs_instance:
         _create(host, mode, name)
+        scenario.prepare(host, name)
     before = world.look(host)
     _run_victim(settings, mode, verb, step, name)
     visible = [instance for instance in host.instances() if instance.name.startswith(name)]
@@ -145,11 +187,11 @@ def test_gc_settles_what_a_kill_left(host: Host, settings: Config, mode: Mode, n
 
 @pytest.mark.parametrize(("verb", "step"), POINTS)
 def test_the_same_command_converges_after_a_kill(
-    host: Host, settings: Config, mode: Mode, name: str, verb: str, step: str
+    host: Host, settings: Config, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
 ) -> None:
-    scenario = SCENARIOS[verb]
     if scenario.needs_instance:
         _create(host, mode, name)
+        scenario.prepare(host, name)
     _run_victim(settings, mode, verb, step, name)
     scenario.act(host, mode, name, ignore)
     assert scenario.is_done(host, name)
@@ -159,11 +201,11 @@ def test_the_same_command_converges_after_a_kill(
 
 @pytest.mark.parametrize(("verb", "step"), POINTS)
 def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(
-    host: Host, mode: Mode, name: str, verb: str, step: str
+    host: Host, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
 ) -> None:
-    scenario = SCENARIOS[verb]
     if scenario.needs_instance:
         _create(host, mode, name)
+        scenario.prepare(host, name)
     before = world.look(host)
 
     def interrupt(event: Event) -> None:

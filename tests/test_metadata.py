@@ -12,7 +12,7 @@ from hvctl.errors import InvalidSpec, Unsupported
 from hvctl.instances.examples import make_record
 from hvctl.libvirtapi import domains
 from hvctl.libvirtapi.connection import Connection
-from hvctl.model import Accelerator, Mode, PendingOperation
+from hvctl.model import Accelerator, Cache, DataDisk, DiskKind, Mode, PendingOperation, Throttle, VolumeFormat
 from tests.payloads import PAYLOADS
 
 DOMAIN = (
@@ -23,6 +23,24 @@ RECORD = replace(
     make_record(Mode.VM, "default", Path("/store"), {"K": "V"}),
     authorized_keys=("ssh-ed25519 AAAA one", "ssh-ed25519 BBBB two"),
     labels=(("owner", "me"),),
+    disks=(
+        DataDisk(name="bare", kind=DiskKind.ISO, format=VolumeFormat.RAW, source="/srv/a.iso"),
+        DataDisk(
+            name="data",
+            kind=DiskKind.VOLUME,
+            format=VolumeFormat.QCOW2,
+            volume="00000000-0000-4000-8000-000000000003",
+            size_bytes=2**34,
+            filesystem="ext4",
+            is_guest_written=True,
+            target="vdb",
+            serial="data",
+            is_read_only=True,
+            cache=Cache.NONE,
+            has_discard=False,
+            throttle=Throttle(iops=5, bytes_per_s=6),
+        ),
+    ),
     pending=PendingOperation(verb="create", step="root", arguments=(("from", "a"),)),
     accelerator=Accelerator.KVM,
 )

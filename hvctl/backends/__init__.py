@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from hvctl.backends.base import Backend, Feature, Secrets, Values, list_features
+from hvctl.backends.disks import DiskRequest
 from hvctl.model import Mode
 
-__all__ = ["Backend", "Feature", "Secrets", "Values", "features", "get_backend"]
+__all__ = ["Backend", "DiskRequest", "Feature", "Secrets", "Values", "features", "get_backend"]
 
 
 def get_backend(mode: Mode) -> Backend:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
+from hvctl.backends.disks import Disks
 from hvctl.errors import HostError, InvalidSpec, Unsupported
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -81,6 +82,8 @@ class Backend(ABC):
     least_memory_bytes: ClassVar[int]
     example: ClassVar[Mapping[str, Any]]
     """What a record has in this mode only, with values that are the same on every machine."""
+    disks: ClassVar[Disks]
+    """What it does with data disks, and with the size of its root."""
 
     @abstractmethod
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -141,7 +144,7 @@ class Backend(ABC):
     def open_streams(self, host: Host, record: Record) -> Streams:
         """The host's ends of an ephemeral application's stdin, stdout and stderr, once it was started."""
 
-    @optional("root disk of a given size (create --disk)")
+    @optional("root disk of a given size (create --disk, disk resize NAME root)")
     def check_disk(self, spec: Spec, image: Image) -> None:
         """Raise InvalidSpec for a size of the root disk that cannot be."""
         raise self._unsupported("has no disk of a size of its own", "leave --disk away")
@@ -165,6 +168,26 @@ class Backend(ABC):
     def check_accelerator(self) -> None:
         """Return when an accelerator can be chosen."""
         raise self._unsupported("runs on the host's CPUs directly", "leave --accel and --require-kvm away")
+
+    @optional("block devices, ISO images, qcow2, cache modes, serial numbers (disk add)")
+    def check_block_disks(self) -> None:
+        """Return when it has disks, and not only directories."""
+        raise self._unsupported(
+            "has no disks, only directories: its root may not open the host's devices",
+            "mount it on the host and share that (create --mount), or add a volume of a --size",
+        )
+
+    @optional("limits on the I/O of a disk (disk add, disk set --iops --rate)")
+    def check_throttle(self) -> None:
+        """Return when what a disk does in a second can be limited."""
+        raise self._unsupported("has the host's file system for a disk, which libvirt cannot limit", "leave it away")
+
+    @optional("volumes that are directories, seen at a path inside (disk add --target)")
+    def check_directory_volumes(self) -> None:
+        """Return when a volume can be a directory, and is mounted for it."""
+        raise self._unsupported(
+            "mounts its disks itself", "leave --target away, give a --size, mount /dev/disk/by-id/virtio-NAME inside"
+        )
 
     @optional("kernel of its own (kernel)")
     def check_kernel(self) -> None:

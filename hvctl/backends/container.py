@@ -19,6 +19,7 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends import containerimage, processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.containerdisks import RESERVED, ContainerDisks
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -34,8 +35,6 @@ _PERIOD_US = 100_000
 _COPY_TIMEOUT_S = 7200
 _INIT = "/sbin/init"
 _END_TIMEOUT_S = 10.0
-# libvirt or the kernel puts something of its own there.
-_RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 
 
 class ContainerBackend(Backend):
@@ -45,6 +44,7 @@ class ContainerBackend(Backend):
     noun: ClassVar[str] = "a container"
     least_memory_bytes: ClassVar[int] = 16 * MIB
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
+    disks: ClassVar[ContainerDisks] = ContainerDisks()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         if require_kvm or record.spec.accel is not AccelChoice.AUTO:
@@ -87,6 +87,9 @@ class ContainerBackend(Backend):
     def check_application_exec(self) -> None:
         return
 
+    def check_directory_volumes(self) -> None:
+        return
+
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
         for mount in spec.mounts:
@@ -94,7 +97,7 @@ class ContainerBackend(Backend):
                 raise InvalidSpec(f"{mount.source!r} is no directory on this host", hint=f"mkdir {mount.source}")
             if not PurePosixPath(mount.target).is_absolute() or posixpath.normpath(mount.target) != mount.target:
                 raise InvalidSpec(f"{mount.target!r} is no absolute path", hint="--mount /srv/data:/data")
-            if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in _RESERVED):
+            if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in RESERVED):
                 raise InvalidSpec(f"{mount.target!r} is the container's own", hint="--mount /srv/data:/data")
             if targets.count(mount.target) > 1:
                 raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")

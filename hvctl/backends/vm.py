@@ -14,6 +14,7 @@ from hvctl.access import agent
 from hvctl.access.agent import ExecResult
 from hvctl.backends import processes, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.vmdisks import VmDisks
 from hvctl.errors import HostError, HvctlError, InvalidSpec
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -27,6 +28,9 @@ from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
 _PING_TIMEOUT_S = 2
+# A disk is plugged into a port that was there from the start. Six are for what a VM has at most, the rest for disks that
+# come while it runs; at its next start it has as many as it needs. Each costs the guest's boot some devices to look at.
+_PCIE_PORTS = 12
 # Less, or more, is a slip of the pen rather than a wish.
 _LEAST_MEMORY_BYTES = 128 * MIB
 _LARGEST_DISK_BYTES = 16 * TIB
@@ -47,6 +51,7 @@ class VmBackend(Backend):
     noun: ClassVar[str] = "a VM"
     least_memory_bytes: ClassVar[int] = _LEAST_MEMORY_BYTES
     example: ClassVar[Mapping[str, Any]] = {"accelerator": Accelerator.TCG, "kernel_release": "6.1.0-1-cloud-amd64"}
+    disks: ClassVar[VmDisks] = VmDisks()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         accelerator, reason = accel.choose(host, record.spec.accel, require_kvm=require_kvm)
@@ -97,6 +102,12 @@ class VmBackend(Backend):
         return
 
     def check_kernel(self) -> None:
+        return
+
+    def check_block_disks(self) -> None:
+        return
+
+    def check_throttle(self) -> None:
         return
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
@@ -208,6 +219,7 @@ class VmBackend(Backend):
             "firmware_variables": firmware[1],
             "nested_cpu_features": host.shell.call(machine.virtualisation_features) if is_kvm else ("svm",),
             "credentials": tuple((name, str(store.identity(uuid) / name)) for name in names),
+            "pcie_ports": tuple(range(1, _PCIE_PORTS + 1)),
             "network": record.network,
             "mac": record.mac,
             "device": record.device,

@@ -117,15 +117,24 @@ def resume(app: App, names: tuple[str, ...]) -> None:
 
 @click.command()
 @_names
+@click.option("--keep-volumes", is_flag=True, help="Keep their data volumes: hvctl disk list --unattached.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @output_options
-def delete(app: App, names: tuple[str, ...], yes: bool) -> None:
-    """Delete instances, running or not, with their disks, keys and addresses. Images stay.
+def delete(app: App, names: tuple[str, ...], keep_volumes: bool, yes: bool) -> None:
+    """Delete instances, running or not, with their disks, volumes, keys and addresses. Images stay.
 
     Example: hvctl delete --yes web
     """
     from hvctl.instances import lifecycle, query
 
-    states = [f"{name} ({query.get(app.host, name).state})" for name in names] if not yes else []
-    confirm(app, f"Delete {', '.join(states)} with all data?", yes=yes)
-    _each(app, names, lambda name, events: lifecycle.delete(app.host, name, events), ("deleted", ""))
+    found = [query.get(app.host, name) for name in names] if not yes else []
+    states = [f"{instance.name} ({instance.state})" for instance in found]
+    volumes = [disk.name for instance in found for disk in instance.record.disks if disk.volume]
+    data = "all data, and keep" if keep_volumes and volumes else "all data"
+    more = f"{' the' if keep_volumes else ', also the'} volumes {', '.join(volumes)}" if volumes else ""
+    confirm(app, f"Delete {', '.join(states)} with {data}{more}?", yes=yes)
+
+    def work(name: str, events: Sink) -> None:
+        lifecycle.delete(app.host, name, events, keep_volumes=keep_volumes)
+
+    _each(app, names, work, ("deleted", ""))

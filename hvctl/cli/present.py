@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from hvctl.model import Instance, Mount
+from hvctl.model import DataDisk, Instance, Mount
 from hvctl.units import format_duration, format_size
 
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
@@ -39,6 +39,15 @@ def as_json(instance: Instance) -> dict[str, object]:
         "processes": spec.processes or None,
         "mounts": [
             {"source": mount.source, "target": mount.target, "read_only": mount.is_read_only} for mount in spec.mounts
+        ],
+        "disks": [
+            {
+                "name": disk.name,
+                "size_bytes": disk.size_bytes or None,
+                "target": disk.target,
+                "serial": disk.serial or None,
+            }
+            for disk in record.disks
         ],
         "template": spec.template,
         "variables": dict(spec.variables),
@@ -91,6 +100,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("cpuset", spec.cpuset),
         ("processes", f"{spec.processes} at most" if spec.processes else ""),
         *(("mount", _format_mount(mount)) for mount in spec.mounts),
+        *(("data disk", _format_disk(disk)) for disk in record.disks),
         ("template", spec.template),
         ("variables", " ".join(f"{key}={value}" for key, value in spec.variables)),
         ("autostart", _both("yes" if live.is_autostart else "no", "yes" if spec.autostart else "no")),
@@ -117,6 +127,11 @@ def _mode(instance: Instance) -> str:
 
 def _format_mount(mount: Mount) -> str:
     return f"{mount.source} at {mount.target}{' (read-only)' if mount.is_read_only else ''}"
+
+
+def _format_disk(disk: DataDisk) -> str:
+    size = f", {format_size(disk.size_bytes)}" if disk.size_bytes else ""
+    return f"{disk.name} at {disk.target}{size}{' (read-only)' if disk.is_read_only else ''}"
 
 
 def _both(live: str, asked: str) -> str:

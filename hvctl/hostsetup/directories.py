@@ -35,7 +35,8 @@ def _wanted(host: Host) -> list[tuple[Path, int]]:
     store = host.store
     return [
         (store.root, 0o711),
-        *((path, 0o711) for path in (store.images, store.tags, store.layers, store.instances, store.root / "renaming")),
+        *((path, 0o711) for path in (store.images, store.tags, store.layers, store.instances, store.volumes)),
+        (store.root / "renaming", 0o711),
         (store.building, 0o700),
         (store.downloads, 0o700),
         (store.run, 0o755),

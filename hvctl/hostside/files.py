@@ -306,6 +306,12 @@ def disk_usage(path: Path) -> int:
     return found
 
 
+def remove_empty(path: Path) -> None:
+    """Remove a directory that is empty; fine when it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
+
+
 def replace_if_there(source: Path, target: Path) -> None:
     """Rename over the target; fine when the source has been renamed already."""
     with contextlib.suppress(FileNotFoundError):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from xml.etree.ElementTree import Element
 
-    from hvctl.hostside import confine, filters, roots
+    from hvctl.hostside import confine, filters, roots, volumes
 
 _URI = "urn:hvctl"
 _NS = f"{{{_URI}}}"
@@ -101,6 +101,8 @@ def confine_(domain: Element, record: Element) -> None:
         from hvctl.hostside import confine
 
         confine.hold(int(domain.get("id", "")), find_limits(record))
+        if has_volumes(record):
+            add_volumes(domain, record)
 
 
 def find_guest(record: Element) -> filters.Guest | None:
@@ -141,7 +143,46 @@ def find_root(domain: Element, record: Element) -> roots.Root | None:
         layers=tuple(layer.attrib["id"] for layer in root.iterfind(f"{_NS}layer")),
         first_id=int(container.attrib["first-id"]),
         shares=shares,
+        volumes=tuple((name, volume) for name, _target, volume in find_volumes(record)) if has_volumes(record) else (),
     )
+
+
+def has_volumes(record: Element) -> bool:
+    """Whether there is anything to import for."""
+    return record.find(f"{_NS}disk") is not None
+
+
+def find_volumes(record: Element) -> list[tuple[str, str, volumes.Volume]]:
+    """A container's data volumes: identifier, where they are seen inside, and the volume."""
+    from pathlib import Path
+
+    from hvctl.hostside import volumes
+    from hvctl.store import Store
+
+    container, store = record.find(f"{_NS}container"), Store(root=Path(record.attrib["store"]), run=Path())
+    assert container is not None
+    found = []
+    for disk in record.iterfind(f"{_NS}disk"):
+        volume = volumes.Volume(
+            path=store.volume_content(disk.attrib["volume"], disk.attrib["format"]),
+            first_id=int(container.attrib["first-id"]),
+            is_read_only=disk.get("read-only") == "yes",
+        )
+        found.append((disk.attrib["volume"], disk.get("target", ""), volume))
+    return found
+
+
+def add_volumes(domain: Element, record: Element) -> None:
+    """Volumes that were added while it ran, to a container that restarts itself: libvirt starts it as it was."""
+    import contextlib
+
+    from hvctl.hostside import volumes
+
+    seen = {target.get("dir") for target in domain.iterfind("./devices/filesystem/target")}
+    for _name, target, volume in find_volumes(record):
+        if target not in seen:
+            with contextlib.suppress(OSError):  # its directory is gone: nothing to end a container for
+                volumes.mount_inside(int(domain.get("id", "")), volume, target)
 
 
 def find_limits(record: Element) -> confine.Limits:

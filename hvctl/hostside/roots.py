@@ -4,6 +4,7 @@
               being mounted, which keeps clones of them
     root      the overlay
     mounts/N  directories of the host that the container shares, shifted so that its root is their owner
+    mounts/ID volumes (`volumes.py`)
 
 All of it is below the instance's directory, is made before the container starts and unmounted after it has ended, by
 libvirt's hook in libvirtd's own mount namespace: that works for `virsh start` and at boot, too.
@@ -23,6 +24,10 @@ from pathlib import Path
 from hvctl.hostside import files, ids, mounts
 from hvctl.hostside.mounts import Extent
 from hvctl.store import Store
+
+TYPE_CHECKING = False  # not typing's, which costs libvirt's hooks more than all else here
+if TYPE_CHECKING:
+    from hvctl.hostside.volumes import Volume
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Root:
     first_id: int
     """What is root inside is this uid and gid outside; 0: the container is privileged, nothing is shifted."""
     shares: tuple[Share, ...] = ()
+    volumes: tuple[tuple[str, Volume], ...] = ()
+    """Identifier and volume."""
 
     @property
     def directory(self) -> Path:
@@ -81,6 +88,11 @@ def mount(root: Root) -> None:
         _mount_root(root)
         for number, share in enumerate(root.shares):
             _mount_share(root, share, root.directory / "mounts" / str(number))
+        if root.volumes:
+            from hvctl.hostside import volumes  # here: most containers have none, and every start waits for this
+
+            for name, volume in root.volumes:
+                volumes.mount(volume, root.directory / "mounts" / name)
     except BaseException:
         unmount(root.directory)
         raise
@@ -90,6 +102,10 @@ def unmount(directory: Path) -> None:
     """Take everything away that is mounted below an instance's directory; fine when nothing is."""
     for path in (*_children(directory / "mounts"), directory / "root", *_children(directory / "below")):
         mounts.unmount(path)
+        if path.parent.name == "mounts" and not path.name.isdigit():
+            # A volume may go to another one now. Containers that began later have copies of the mount in namespaces
+            # of their own; the kernel takes those away with the directory (rmdir(2), Linux 3.18).
+            files.remove_empty(path)
 
 
 def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]) -> None:

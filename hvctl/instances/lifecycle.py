@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from hvctl import operation
 from hvctl.backends import get_backend
@@ -124,8 +125,10 @@ def resume(host: Host, name: str) -> bool:
         return True
 
 
-def delete(host: Host, name: str, events: Sink = ignore) -> None:
+def delete(host: Host, name: str, events: Sink = ignore, *, keep_volumes: bool = False) -> None:
     """Delete an instance, running or not, with everything that its record says is its own, and nothing else.
+
+    `keep_volumes`: its data volumes stay, as volumes that nobody has.
 
     From the first effect on it can only be finished: the same command, or `hvctl gc`, goes on where a crash stopped it.
     """
@@ -136,9 +139,10 @@ def delete(host: Host, name: str, events: Sink = ignore) -> None:
             instance = get_settled(host, name)
         except NotFound:  # it was half made, or half deleted: settling it took the rest away
             return
-        _delete_locked(host, instance.record, events)
+        _delete_locked(host, instance.record, events, keep_volumes=keep_volumes)
 
 
-def _delete_locked(host: Host, record: Record, events: Sink) -> None:
+def _delete_locked(host: Host, record: Record, events: Sink, *, keep_volumes: bool) -> None:
+    record = replace(record, pending=operation.intend(DELETE, keep="yes" if keep_volumes else "no"))
     with operation.begin(host, DELETE, record, claim_existing(host), events) as change:
         change.redo_after(CLAIM)

@@ -27,6 +27,7 @@ def measure(host: Host, name: str) -> Usage:
     instance = query.get(host, name)
     record, store = instance.record, host.store
     paths = [store.instance(record.uuid), *(store.layer(layer) for layer in record.layers)]
+    paths += [store.volume(disk.volume) for disk in record.disks if disk.volume]
     return Usage(
         instance=instance,
         memory_bytes=get_backend(record.mode).measure_memory(host, record),

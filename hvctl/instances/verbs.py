@@ -6,7 +6,7 @@ what was interrupted from the same tables. The crash tests walk VERBS: a verb wi
 
 from __future__ import annotations
 
-from hvctl.instances import effects
+from hvctl.instances import diskeffects, effects
 from hvctl.model import Record
 from hvctl.operation import CLAIM, Step, Verb, arguments_of
 
@@ -29,6 +29,7 @@ DELETE = Verb(
     steps=(
         Step(name="stop", redo=effects.kill),
         Step(name="root", redo=effects.discard_root),
+        Step(name="volumes", redo=diskeffects.let_all_go),
         Step(name="files", redo=effects.discard_files),
         Step(name="address", redo=effects.release_address),
         Step(name="undefine", redo=effects.undefine),
@@ -90,4 +91,50 @@ PUBLISH = Verb(
     commit="copy",
 )
 
-VERBS = {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL, PUBLISH)}
+DISK_ADD = Verb(
+    name="disk-add",
+    steps=(
+        Step(name="volume", undo=diskeffects.discard_made),
+        Step(name="attach", undo=diskeffects.detach),
+        Step(name="define"),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+DISK_REMOVE = Verb(
+    name="disk-remove",
+    steps=(
+        Step(name="detach", undo=diskeffects.attach),
+        Step(name="define"),
+        Step(name="volume", redo=diskeffects.let_go),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+# The record is changed first: a disk cannot shrink, so once it may have grown there is no way back.
+DISK_RESIZE = Verb(
+    name="disk-resize",
+    steps=(
+        Step(name="define"),
+        Step(name="grow", redo=diskeffects.grow),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+DISK_SET = Verb(
+    name="disk-set",
+    steps=(
+        Step(name="define"),
+        Step(name="limit", redo=diskeffects.throttle),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+VERBS = {
+    verb.name: verb
+    for verb in (CREATE, DELETE, RENAME, SET, KERNEL, PUBLISH, DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET)
+}

@@ -1,0 +1,143 @@
+"""Volumes of containers: a directory, or an ext4 file system in a file of ours, mounted with the container's owners.
+
+A volume holds plain ids from 0 on, whoever wrote it, and is shown shifted to the ids of the container that has it: so
+it can go from one to another. Nobody but root passes through its directory (0700), so that no other user reaches a
+setuid program in it.
+
+At a start libvirt's hook mounts it below the instance's directory, and libvirt takes it in from there. Into a container
+that runs, a mount that is nowhere yet is moved by a process that has joined its mount namespace: no path of the
+container's is ever followed outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvctl.hostside import files, groups, ids, loops, mounts
+from hvctl.hostside.mounts import Extent
+
+_UMOUNT_NOFOLLOW = 8
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume for one container."""
+
+    path: Path
+    """A directory, or a file with an ext4 file system."""
+    first_id: int
+    """What is root inside; 0: nothing is shifted."""
+    is_read_only: bool = False
+
+
+def make_directory(folder: Path, content: Path) -> None:
+    """An empty directory volume; fine when it is there."""
+    files.make_directory(folder, 0o700)
+    files.make_directory(content, 0o755)
+
+
+def make_file(folder: Path, content: Path, size_bytes: int) -> None:
+    """An empty file of this size without blocks; fine when it is there."""
+    files.make_directory(folder, 0o711)  # the qemu user must pass
+    descriptor = os.open(content, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+def mount(volume: Volume, target: Path) -> None:
+    """Mount it, in the mount namespace of this process."""
+    files.make_directory(target.parent, 0o711)
+    files.make_directory(target, 0o711)
+    with _open_tree(volume) as tree:
+        mounts.move(tree, target)
+
+
+def mount_inside(controller: int, volume: Volume, target: str) -> None:
+    """Mount it in a container that runs, at a directory that is there. Raises OSError.
+
+    Its root could make it writable again, so nothing read-only may be given in this way.
+    """
+    with _open_tree(volume) as tree:
+        _in_mounts_of(groups.find_init(controller), lambda: mounts.move(tree, Path(target)))
+
+
+def unmount_inside(controller: int, volume: Volume) -> None:
+    """Take it away from a container that runs; fine when it has none.
+
+    Raises OSError with EBUSY while it is used, with EINVAL where it was there from the start on: that is locked.
+    """
+    init = groups.find_init(controller)
+    for point in reversed(list(_find_inside(init, volume))):
+        path = os.fsencode(point)
+        _in_mounts_of(init, lambda path=path: mounts.check(mounts.libc.umount2(path, _UMOUNT_NOFOLLOW), path))  # type: ignore[misc]
+
+
+def is_inside(controller: int, volume: Volume) -> bool:
+    """Whether a container that runs has it."""
+    return any(_find_inside(groups.find_init(controller), volume))
+
+
+@contextlib.contextmanager
+def _open_tree(volume: Volume) -> Iterator[int]:
+    """A mount of the volume that is nowhere yet."""
+    with contextlib.ExitStack() as stack:
+        owners = -1
+        if volume.first_id:
+            extents = (Extent(0, volume.first_id, ids.COUNT),)
+            owners = stack.enter_context(mounts.open_owners(extents, extents))
+        if volume.path.is_dir():
+            tree = mounts.clone(volume.path, owners=owners, read_only=volume.is_read_only)
+        else:
+            loop, device = loops.open_loop(volume.path)
+            stack.callback(os.close, loop)
+            tree = mounts.open_ext4(device, owners=owners, read_only=volume.is_read_only)
+        stack.callback(os.close, tree)
+        yield tree
+
+
+def _find_inside(init: int, volume: Volume) -> Iterator[str]:
+    """Where a process has it mounted (proc(5), mountinfo), oldest first."""
+    is_directory = volume.path.is_dir()
+    device = None if is_directory else loops.find_loop(volume.path)
+    if not is_directory and device is None:
+        return
+    inside_its_file_system = "/" + os.fspath(Path(*volume.path.parts[-3:]))  # volumes/ID/data
+    for line in Path(f"/proc/{init}/mountinfo").read_text().splitlines():
+        words = line.split(" ")
+        source = words[words.index("-") + 2]
+        if source == str(device) if device else words[3].endswith(inside_its_file_system):
+            yield words[4].encode().decode("unicode_escape")
+
+
+def _in_mounts_of(process: int, deed: Callable[[], object]) -> None:
+    """Do something in the mount namespace of a process. Raises the OSError that it raises there."""
+    namespace = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        number = 0
+        try:
+            mounts.check(mounts.libc.setns(namespace, mounts.CLONE_NEWNS), "mnt")
+            deed()
+        except OSError as error:
+            number = error.errno or errno.EIO
+        finally:
+            os.write(tell, struct.pack("=I", number))
+            os._exit(0)
+    os.close(namespace)
+    os.close(tell)
+    with os.fdopen(told, "rb") as stream:
+        answer = stream.read(4)
+    os.waitpid(child, 0)
+    number = struct.unpack("=I", answer)[0] if len(answer) == 4 else errno.EIO
+    if number:
+        raise OSError(number, os.strerror(number))
