@@ -40,7 +40,7 @@ def collect(
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
     found += _collect_ephemeral(host, dry_run)
-    found += _collect_building(host, dry_run)
+    found += collect_building(host, dry_run=dry_run)
     found += _collect_images(host, dry_run)
     found += _collect_downloads(host, dry_run)
     found += _collect_orphans(host, remove=orphans and not dry_run)
@@ -85,7 +85,7 @@ def _collect_ephemeral(host: Host, dry_run: bool) -> list[Collected]:
     return found
 
 
-def _collect_building(host: Host, dry_run: bool) -> list[Collected]:
+def collect_building(host: Host, *, dry_run: bool = False) -> list[Collected]:
     """Building directories whose lock is free: their process is gone."""
     found = []
     for name in host.shell.call(files.list_names, host.store.building):

@@ -14,7 +14,8 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import debian, fetch, published, sources
+from hvctl.rootfs import containerfile, debian, fetch, made, published, sources
+from hvctl.rootfs.containerfile import Recipe
 from hvctl.rootfs.request import BuildRequest, parse_request
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import format_size
@@ -22,9 +23,11 @@ from hvctl.units import format_size
 __all__ = [
     "BuildRequest",
     "Listed",
+    "Recipe",
     "Wanted",
     "bring",
     "build",
+    "build_recipe",
     "delete",
     "find_unused",
     "get",
@@ -47,9 +50,11 @@ class Listed:
     image: Image | None
     """None when it is damaged or gone; `problem` says how."""
     size_bytes: int = 0
-    """What its files take in the store, its root tree left out."""
+    """What its files take in the store; the root tree of an image that hvctl built with its disk is left out."""
     users: tuple[str, ...] = ()
     """Names of the instances that stand on it."""
+    made: tuple[str, ...] = ()
+    """The half that was made of it: `disk`, `tree`."""
     problem: str = ""
 
 
@@ -61,6 +66,16 @@ def build(host: Host, request: BuildRequest, events: Sink = ignore) -> Image:
     """
     host.require_root("image build")
     image = debian.build(host, request, events)
+    with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
+        prune(host)
+    return image
+
+
+def build_recipe(host: Host, recipe: Recipe, events: Sink = ignore) -> Image:
+    """Build an image from a Containerfile and give it its name. Raises as `containerfile.build`."""
+    host.require_root("image build")
+    published.check_tag(recipe.name)
+    image = containerfile.build(host, recipe, events)
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)
     return image
@@ -100,7 +115,7 @@ def get_or_bring(host: Host, source: str, *, is_insecure: bool = False, events: 
 def get(host: Host, name: str) -> Listed:
     """One image by name. Raises NotFound, and HostError when it is damaged."""
     image = published.get_image(host, name)
-    return _listed(image, _users_by_image(host))
+    return _listed(host, image, _users_by_image(host))
 
 
 def list_images(host: Host) -> tuple[Listed, ...]:
@@ -113,7 +128,7 @@ def list_images(host: Host) -> tuple[Listed, ...]:
         except HvctlError as error:
             found.append(Listed(name=name, image=None, problem=error.message))
         else:
-            found += [_listed(image, users)] if image else []
+            found += [_listed(host, image, users)] if image else []
     return tuple(found)
 
 
@@ -210,14 +225,14 @@ def _find_id(host: Host, name: str) -> str:
         return ""
 
 
-def _listed(image: Image, users: dict[str, tuple[str, ...]]) -> Listed:
+def _listed(host: Host, image: Image, users: dict[str, tuple[str, ...]]) -> Listed:
     parts = (image.disk.artefact if image.disk else None, image.kernel, image.initrd)
-    return Listed(
-        name=image.name,
-        image=image,
-        size_bytes=sum(part.size_bytes for part in parts if part is not None),
-        users=users.get(image.id, ()),
-    )
+    halves = made.list_made(host, image.id)
+    size_bytes = sum(part.size_bytes for part in parts if part is not None)
+    if image.has_tree and (made.TREE in halves or made.DISK in halves or image.disk is None):
+        with contextlib.suppress(HvctlError):  # only root can look
+            size_bytes += host.shell.call(files.disk_usage, host.store.image_tree(image.id))
+    return Listed(name=image.name, image=image, size_bytes=size_bytes, users=users.get(image.id, ()), made=halves)
 
 
 def _users_by_image(host: Host) -> dict[str, tuple[str, ...]]:

@@ -9,8 +9,15 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from hvctl.config import Config
+from hvctl.errors import HvctlError, InvalidSpec
+from hvctl.events import Event, Note
 from hvctl.host import Host
+from hvctl.model import Image
+from hvctl.rootfs import sources
+from hvctl.rootfs.sources import Wanted
 from hvctl.units import MIB
 
 NO_LIBVIRT = "test:///default"
@@ -57,3 +64,62 @@ def make_tree(files: Mapping[str, bytes], *, mode: str = "w:gz") -> bytes:
                 entry.size, entry.mode = len(body), 0o755
                 archive.addfile(entry, io.BytesIO(body))
     return buffer.getvalue()
+
+
+def make_busybox_tree() -> bytes:
+    """The archive of a root tree like Alpine's: busybox alone, its init, no sshd, no cloud-init, nothing for the network."""
+    busybox = Path("/usr/bin/busybox").read_bytes()
+    programs = subprocess.run(["/usr/bin/busybox", "--list"], capture_output=True, text=True, check=True, timeout=30)
+    inittab = b"::sysinit:/bin/echo hello from inittab\n::ctrlaltdel:/sbin/reboot\n::shutdown:/bin/touch /was-asked\n"
+    files = {
+        "bin/busybox": busybox,
+        "etc/inittab": inittab,
+        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+        "etc/os-release": b'ID=alike\nVERSION_ID="3.1"\n',
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name in ("bin", "sbin", "etc", "dev", "proc", "sys", "run", "tmp", "root", "var"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        for name, body in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(body), 0o755
+            archive.addfile(entry, io.BytesIO(body))
+        for name in {*programs.stdout.split(), "init"} - {"busybox"}:
+            entry = tarfile.TarInfo("sbin/init" if name == "init" else f"bin/{name}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
+            archive.addfile(entry)
+    return buffer.getvalue()
+
+
+def pull(
+    host: Host, source: str | Path = "mine", name: str = "got", told: list[Event] | None = None, **options: object
+) -> Image:
+    wanted = Wanted(name=name, source=str(source), **options)  # type: ignore[arg-type]
+    return sources.bring(host, wanted, told.append if told is not None else lambda _event: None)
+
+
+def notes(told: list[Event]) -> str:
+    return "\n".join(event.text for event in told if isinstance(event, Note))
+
+
+def refuse(
+    host: Host, words: str, source: str | Path = "mine", kind: type[HvctlError] = InvalidSpec, **options: object
+) -> HvctlError:
+    """Pull something that is refused for this reason; nothing has changed then."""
+    before = content(host)
+    with pytest.raises(kind, match=words) as caught:
+        pull(host, source, **options)  # type: ignore[arg-type]
+    assert "\n" not in caught.value.message and caught.value.hint
+    assert content(host) == before
+    return caught.value
+
+
+def holds(host: Host, image: Image, disk: bytes, tmp_path: Path) -> bool:
+    """Whether the image's disk is this one."""
+    (tmp_path / "expected").write_bytes(disk)
+    words = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(tmp_path / "expected")]
+    words.append(str(host.store.image(image.id) / "disk.qcow2"))
+    return subprocess.run(words, capture_output=True, check=False, timeout=60).returncode == 0

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from hvctl import gc
+from hvctl import gc, images
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, create, lifecycle, query
+from hvctl.instances import change, create, lifecycle, publish, query
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, State
 from hvctl.operation import CLEAR
@@ -53,7 +53,18 @@ def _is_set(host: Host, name: str) -> bool:
     return instance.live.cpus == 2
 
 
+def _publish(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    """And away with the image: the instance, and nothing else, is to be there afterwards."""
+    publish.publish(host, publish.Publication(instance=name, image=f"{name}-image", keep_identity=True), events)
+    return images.delete(host, f"{name}-image")
+
+
 SCENARIOS = {
+    "publish": Scenario(
+        needs_instance=True,
+        act=_publish,
+        is_done=lambda host, name: query.get(host, name).record.pending is None,
+    ),
     "create": Scenario(
         needs_instance=False,
         act=_create,

@@ -16,15 +16,17 @@ import pytest
 
 from hvctl import images
 from hvctl.config import Config
-from hvctl.errors import HvctlError, InvalidSpec, NotFound
+from hvctl.errors import HvctlError, NotFound
 from hvctl.events import Event, Note, Progress
 from hvctl.host import Host
 from hvctl.hostside import download
-from hvctl.model import Firmware, Image, Provision
-from hvctl.rootfs import published, sources
+from hvctl.model import Firmware, Provision
+from hvctl.rootfs import published
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import GIB, MIB
 from tests import cli, stores, victims, website
+from tests.stores import pull as bring
+from tests.stores import refuse
 from tests.website import Site
 
 
@@ -43,21 +45,6 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stores.make_disk(tmp_path_factory.mktemp("disk"))
-
-
-def bring(
-    host: Host, source: Path | str, name: str = "got", told: list[Event] | None = None, **options: object
-) -> Image:
-    wanted = Wanted(name=name, source=str(source), **options)  # type: ignore[arg-type]
-    return sources.bring(host, wanted, told.append if told is not None else lambda _event: None)
-
-
-def refuse(host: Host, words: str, source: Path | str, kind: type[HvctlError] = InvalidSpec, **options: object) -> None:
-    before = stores.content(host)
-    with pytest.raises(kind, match=words) as caught:
-        bring(host, source, **options)  # type: ignore[arg-type]
-    assert "\n" not in caught.value.message and caught.value.hint
-    assert stores.content(host) == before
 
 
 def zstd(content: bytes) -> bytes:
@@ -99,6 +86,14 @@ def test_the_same_content_is_one_image_with_two_names(host: Host, disk: Path) ->
     assert published.list_ids(host) == (first.id,)
 
 
+def test_a_file_that_only_its_owner_may_read_is_imported(host: Host, disk: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.img"
+    file.write_bytes(disk.read_bytes())
+    file.chmod(0o600)
+    os.chown(file, 12345, 12345)
+    assert bring(host, file).disk is not None
+
+
 def test_something_that_is_no_disk_is_not_taken_for_one(host: Host, tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text("# read me\n" * 100)
@@ -126,6 +121,7 @@ def test_a_compressed_disk_that_is_cut_short_is_refused(host: Host, disk: Path, 
     refuse(host, "cannot be expanded|cut short", path)
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_a_bomb_is_refused(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "bomb.zst"
     words = ["zstd", "-q", "-1", "-o", str(path)]
@@ -225,6 +221,7 @@ def test_a_user_is_a_name(host: Host, disk: Path, user: str) -> None:
     refuse(host, "no name of a user", disk, login_user=user)
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_prune_says_what_it_would_and_does_it(host: Host, site: Site, disk: Path, tmp_path: Path) -> None:
     def hvctl(*words: str) -> str:
         done = cli.run(host.config, "image", *words)
@@ -244,6 +241,7 @@ def test_prune_says_what_it_would_and_does_it(host: Host, site: Site, disk: Path
     assert hvctl("prune") == "nothing to do\n"
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_the_command_line_takes_a_relative_path(host: Host, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(disk.parent)
     done = cli.run(host.config, "image", "import", disk.name, "--name", "mine", "--firmware", "uefi")
@@ -265,6 +263,7 @@ def _die_at(task: str, source: str, host: Host, name: str) -> object:
     return images.bring(host, Wanted(name=name, source=source, is_insecure=True), kill)
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize("task", STEPS)
 def test_killed_at_any_step_nothing_but_what_gc_takes_is_left(host: Host, site: Site, disk: Path, task: str) -> None:
     site.files["/x"] = stores.make_tree({}) if task == "unpacking" else disk.read_bytes()
@@ -304,21 +303,19 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Host]]:
 RESERVE_BYTES = 256 * MIB  # what a conversion leaves free
 
 
-@pytest.mark.parametrize(
-    "space_bytes", [256 * 1024, RESERVE_BYTES, RESERVE_BYTES + 4 * MIB, RESERVE_BYTES + 12 * MIB, GIB]
-)
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
+@pytest.mark.parametrize("space_bytes", [256 * 1024, RESERVE_BYTES + 4 * MIB, RESERVE_BYTES + 12 * MIB, GIB])
 @pytest.mark.parametrize("has_length", [True, False])
 def test_a_full_disk_leaves_nothing(
     small: Callable[[int], Host], site: Site, disk: Path, space_bytes: int, has_length: bool
 ) -> None:
     host = small(space_bytes)
     site.has_length = has_length
-    site.files["/x.xz"] = lzma.compress(
-        disk.with_name(f"{disk.name}.raw").read_bytes()[: 2 * MIB] + os.urandom(5 * MIB)
-    )
+    raw = disk.with_name(f"{disk.name}.raw").read_bytes()
+    site.files["/x.gz"] = gzip.compress(raw[: 2 * MIB] + os.urandom(5 * MIB), 1)
     before, free_bytes = stores.content(host), os.statvfs(host.store.root).f_bavail
     try:
-        bring(host, site.url("/x.xz"), is_insecure=True)
+        bring(host, site.url("/x.gz"), is_insecure=True)
         assert space_bytes > RESERVE_BYTES
     except HvctlError as error:
         assert error.code == 8 and error.hint, error

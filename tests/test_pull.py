@@ -9,19 +9,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from hvctl.errors import HvctlError, InvalidSpec, NotFound
-from hvctl.events import Event, Note
+from hvctl.events import Event
 from hvctl.host import Host
 from hvctl.hostside import download
-from hvctl.model import Firmware, Image, Provision
-from hvctl.rootfs import catalogue, checksums, published, sources
-from hvctl.rootfs.sources import Wanted
+from hvctl.model import Firmware, Provision
+from hvctl.rootfs import catalogue, checksums, published
 from tests import cli, stores, website
+from tests.stores import holds, notes, pull, refuse
 from tests.website import Site
 
 
@@ -119,37 +119,6 @@ def write(tmp_path: Path, entry: dict[str, object], name: str = "mine") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f'["{name}"]', *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
     (folder / "catalogue.toml").write_text("\n".join(lines) + "\n")
-
-
-def pull(
-    host: Host, source: str = "mine", name: str = "got", told: list[Event] | None = None, **options: object
-) -> Image:
-    wanted = Wanted(name=name, source=source, **options)  # type: ignore[arg-type]
-    return sources.bring(host, wanted, told.append if told is not None else lambda _event: None)
-
-
-def notes(told: list[Event]) -> str:
-    return "\n".join(event.text for event in told if isinstance(event, Note))
-
-
-def refuse(
-    host: Host, words: str, source: str = "mine", kind: type[HvctlError] = InvalidSpec, **options: object
-) -> HvctlError:
-    """Pull something that is refused for this reason; nothing has changed then."""
-    before = stores.content(host)
-    with pytest.raises(kind, match=words) as caught:
-        pull(host, source, **options)  # type: ignore[arg-type]
-    assert "\n" not in caught.value.message and caught.value.hint
-    assert stores.content(host) == before
-    return caught.value
-
-
-def holds(host: Host, image: Image, disk: bytes, tmp_path: Path) -> bool:
-    """Whether the image's disk is this one."""
-    (tmp_path / "expected").write_bytes(disk)
-    words = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(tmp_path / "expected")]
-    words.append(str(host.store.image(image.id) / "disk.qcow2"))
-    return subprocess.run(words, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def test_a_signed_image_is_pulled_and_verified(
@@ -420,136 +389,6 @@ def test_a_source_never_becomes_a_path(host: Host, source: str) -> None:
     assert "\n" not in caught.value.message and "\0" not in caught.value.message
 
 
-# Simplestreams
-
-
-@dataclass
-class Streams:
-    """What a server has under `images:tiny/1`, before it is written down."""
-
-    items: dict[str, dict[str, object]]
-    products: dict[str, object]
-
-
-@pytest.fixture
-def streams(site: Site, disk: bytes, host: Host) -> Streams:
-    """A simplestreams tree with two versions of an image, both halves in the newer one."""
-    host.config = replace(host.config, simplestreams=site.address)
-    tree = stores.make_tree({}, mode="w:xz")
-    files = {
-        "incus.tar.xz": (b"meta", "incus.tar.xz"),
-        "rootfs.tar.xz": (tree, "root.tar.xz"),
-        "disk.qcow2": (disk, "disk-kvm.img"),
-    }
-    items: dict[str, dict[str, object]] = {}
-    for name, (body, kind) in files.items():
-        path = f"images/tiny/1/amd64/default/20260102_05:24/{name}"
-        site.files[f"/{path}"] = body
-        items[name] = {"ftype": kind, "path": path, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    product = {
-        "aliases": "tiny/1,tiny/one",
-        "arch": "amd64",
-        "os": "Tiny",
-        "release": "one",
-        "variant": "default",
-        "versions": {"20260101_05:24": {"items": {}}, "20260102_05:24": {"items": items}},
-    }
-    products = {"tiny:1:arm64": {**product, "arch": "arm64", "versions": {}}, "tiny:1:amd64": product}
-    index = {
-        "index": {"images": {"datatype": "image-downloads", "path": "streams/v1/images.json"}},
-        "format": "index:1.0",
-    }
-    site.files["/streams/v1/index.json"] = json.dumps(index).encode()
-    made = Streams(items, {"products": products})
-    _write_products(site, made)
-    return made
-
-
-def _write_products(site: Site, streams: Streams) -> None:
-    site.files["/streams/v1/images.json"] = json.dumps(streams.products).encode()
-
-
-def test_tree_and_disk_of_one_alias_are_one_image(
-    host: Host, site: Site, streams: Streams, disk: bytes, tmp_path: Path
-) -> None:
-    image = pull(host, "images:tiny/1")
-    assert (image.os, image.version, image.has_tree, image.firmware) == ("tiny", "one", True, Firmware.UEFI)
-    assert image.provision is Provision.NONE
-    assert image.source == "images:tiny/1 20260102_05:24"
-    assert holds(host, image, disk, tmp_path)
-    assert (host.store.image(image.id) / "tree/rootfs/sbin/init").is_file()
-    assert site.of("/images/tiny/1/amd64/default/20260102_05:24/incus.tar.xz") == []
-    assert pull(host, "images:tiny/one", "again").id == image.id
-    assert len([one for one in site.asked if one.path.endswith("disk.qcow2")]) == 1
-
-
-def test_an_alias_with_a_tree_alone_is_for_containers(host: Host, site: Site, streams: Streams) -> None:
-    del streams.items["disk.qcow2"]
-    _write_products(site, streams)
-    image = pull(host, "images:tiny/1")
-    assert image.disk is None and image.has_tree and image.tree_digest.startswith("sha256:")
-
-
-@pytest.mark.parametrize("name", ["rootfs.tar.xz", "disk.qcow2"])
-def test_a_file_that_the_index_does_not_mean_is_refused(host: Host, site: Site, streams: Streams, name: str) -> None:
-    path = f"/images/tiny/1/amd64/default/20260102_05:24/{name}"
-    site.files[path] = b"x" + site.files[path][1:]
-    refuse(host, "is not what it should be", "images:tiny/1")
-    assert list(host.store.downloads.glob("*")) == [] or name == "disk.qcow2"
-
-
-def test_a_file_longer_than_the_index_says_is_refused(host: Host, site: Site, streams: Streams) -> None:
-    site.files["/images/tiny/1/amd64/default/20260102_05:24/rootfs.tar.xz"] += b"x"
-    refuse(host, "larger than", "images:tiny/1")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"path": "../../etc/passwd"}, {"path": "/etc/passwd"}, {"path": "http://elsewhere/x"}, {"path": "a?b"}, {"path": "-f"},
-        {"path": "a/../b"}, {"path": "a\0b"}, {"path": "x" * 300}, {"path": "a\u202eb"}, {"path": 5}, {"path": ""},
-        {"sha256": ""}, {"sha256": "x"}, {"sha256": None}, {"size": 0}, {"size": -1}, {"size": "many"}, {"size": 2**60},
-    ],
-)  # fmt: skip
-def test_an_index_that_makes_no_sense_is_refused(
-    host: Host, site: Site, streams: Streams, change: dict[str, object]
-) -> None:
-    streams.items["rootfs.tar.xz"] |= change
-    _write_products(site, streams)
-    before = stores.content(host)
-    with pytest.raises(HvctlError) as caught:
-        pull(host, "images:tiny/1")
-    assert "\0" not in caught.value.message and "\u202e" not in caught.value.message
-    assert stores.content(host) == before
-    assert all(one.path.startswith(("/streams", "/images", "/5")) for one in site.asked)
-
-
-@pytest.mark.parametrize(
-    "text", [b"", b"[]", b"{", b'{"products": []}', b"[" * 100_000, b"\xff", b'{"products": {"x": 1}}']
-)
-def test_an_index_that_is_none_is_refused(host: Host, site: Site, streams: Streams, text: bytes) -> None:
-    site.files["/streams/v1/images.json"] = text
-    refuse(host, "(JSON|products|damaged)", "images:tiny/1")
-
-
-def test_an_alias_that_is_not_there_says_which_are(host: Host, site: Site, streams: Streams) -> None:
-    error = refuse(host, "has no image 'tiny/2'", "images:tiny/2", NotFound)
-    assert "tiny/1" in error.hint
-
-
-def test_an_index_over_plain_http_is_nothing(
-    host: Host, site: Site, streams: Streams, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", site.address)
-    site.files |= {f"http://mirror.example{path}": content for path, content in site.files.items()}
-    host.config = replace(host.config, simplestreams="http://mirror.example")
-    refuse(host, "can be changed on the way", "images:tiny/1")
-    assert pull(host, "images:tiny/1", is_insecure=True).has_tree
-
-
-# Whole processes
-
-
 @pytest.fixture
 def start(host: Host) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `hvctl WORDS` on the test's store; whatever still runs at the end is killed."""
@@ -569,6 +408,7 @@ def start(host: Host) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_two_processes_download_once(
     start: Callable[..., subprocess.Popen[str]], host: Host, site: Site, entry: dict[str, object], tmp_path: Path
 ) -> None:
@@ -585,6 +425,7 @@ def test_two_processes_download_once(
     assert published.get_image(host, "one").id == published.get_image(host, "two").id
 
 
+@pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_an_interrupted_pull_goes_on(
     start: Callable[..., subprocess.Popen[str]],

@@ -1,37 +1,33 @@
-"""A file tree as values that can be compared: two trees are equal when their `describe` is."""
+"""What a tree is, down to the last attribute, so that two can be compared."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
+from typing import Any
 
 
-def describe(root: Path) -> dict[str, tuple[object, ...]]:
-    """Path -> type and mode, owner, time in seconds, size, content or target, attributes, other names of the file."""
-    found: dict[str, tuple[object, ...]] = {}
-    names: dict[tuple[int, int], list[str]] = {}
-    for folder, folders, files in os.walk(root):
-        for path in [Path(folder), *(Path(folder, name) for name in files)] + [
-            Path(folder, name) for name in folders if Path(folder, name).is_symlink()
-        ]:
-            facts = path.lstat()
-            key = str(path.relative_to(root))
-            content: object = ""
-            if stat.S_ISREG(facts.st_mode):
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-            elif stat.S_ISLNK(facts.st_mode):
-                content = os.readlink(path)
-            attributes = tuple(
-                (name, os.getxattr(path, name, follow_symlinks=False))
-                for name in sorted(os.listxattr(path, follow_symlinks=False))
-            )
-            if not stat.S_ISDIR(facts.st_mode):
-                names.setdefault((facts.st_dev, facts.st_ino), []).append(key)
-            size = 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
-            found[key] = (facts.st_mode, facts.st_uid, facts.st_gid, int(facts.st_mtime), size, content, attributes)
-    for group in names.values():
-        for key in group:
-            found[key] = (*found[key], tuple(sorted(group)))
+def fingerprint(root: Path, *, but: str = "") -> dict[str, tuple[Any, ...]]:
+    """Everything about every file below: kind, mode, owner, time, content, attributes, links; no times of the root.
+
+    `but`: a name at the top that is left out, with all below it.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    first: dict[int, str] = {}
+    for path in sorted(root.rglob("*")):
+        name = os.fsdecode(os.path.relpath(os.fsencode(path), os.fsencode(root)))
+        if but and name.split("/")[0] == but:
+            continue
+        facts = path.lstat()
+        content = ""
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        same = "" if path.is_dir() and not path.is_symlink() else first.setdefault(facts.st_ino, name)
+        attributes = {
+            key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)
+        }
+        found[name] = (oct(facts.st_mode), facts.st_uid, facts.st_gid, facts.st_mtime_ns, content, same, attributes)
     return found

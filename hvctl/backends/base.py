@@ -12,6 +12,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from xml.etree import ElementTree
 
@@ -23,6 +24,7 @@ from hvctl.hostside import files, machine
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Process, Record, Spec
+from hvctl.rootfs.building import Building
 from hvctl.units import format_size
 
 Values = Mapping[str, object]
@@ -197,6 +199,25 @@ class Backend(ABC):
             host.shell.call(files.remove, host.store.layer(layer))
 
     @abstractmethod
+    def hold(self, host: Host, record: Record) -> str:
+        """Let the running instance write what it has to, and stop; a line for the user where that is not certain."""
+
+    @abstractmethod
+    def release(self, host: Host, record: Record) -> None:
+        """Let it go on after `hold`; fine when it does, or is off."""
+
+    @abstractmethod
+    def copy_top(self, host: Host, record: Record, target: Path) -> None:
+        """Copy its writable layer while it is held."""
+
+    @abstractmethod
+    def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        """Make the half of a new image that this mode has, from its layers, with `top` in the place of the writable one.
+
+        `image` is what it was made from; what differs is changed.
+        """
+
+    @abstractmethod
     def format_values(self, host: Host, record: Record, image: Image) -> Values:
         """What its templates may use, by name."""
 
@@ -271,6 +292,10 @@ class Backend(ABC):
     @abstractmethod
     def answers(self, host: Host, record: Record) -> bool:
         """Whether a command could be run inside now."""
+
+    @abstractmethod
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        """Whether it has come as far as can be seen of a system that knows nothing of us."""
 
     @abstractmethod
     def measure_memory(self, host: Host, record: Record) -> int:

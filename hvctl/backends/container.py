@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes
+from hvctl.backends import containerimage, processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
@@ -25,11 +25,13 @@ from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
-from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec
+from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
 from hvctl.rootfs import application, halves
+from hvctl.rootfs.building import Building
 from hvctl.units import MIB
 
 _PERIOD_US = 100_000
+_COPY_TIMEOUT_S = 7200
 _INIT = "/sbin/init"
 _END_TIMEOUT_S = 10.0
 # libvirt or the kernel puts something of its own there.
@@ -62,6 +64,11 @@ class ContainerBackend(Backend):
         return ElementTree.tostring(domain, encoding="unicode")
 
     def check_image(self, image: Image) -> None:
+        if not image.has_tree and image.disk is not None:
+            raise InvalidSpec(
+                f"image {image.name!r} has no tree yet: the first container of it makes one",
+                hint="leave --print-xml away",
+            )
         if not image.has_tree:
             raise InvalidSpec(
                 f"image {image.name!r} has no root tree, so it cannot run as a container",
@@ -149,6 +156,21 @@ class ContainerBackend(Backend):
     def discard_files(self, host: Host, record: Record) -> None:
         host.shell.call(roots.unmount, host.store.instance(record.uuid))
         super().discard_files(host, record)
+
+    def hold(self, host: Host, record: Record) -> str:
+        self.pause(host, record)
+        return ""
+
+    def release(self, host: Host, record: Record) -> None:
+        if domains.describe(self._domain(host, record)).live.state is State.PAUSED:
+            self.resume(host, record)
+
+    def copy_top(self, host: Host, record: Record, target: Path) -> None:
+        words = ["cp", "--archive", "--reflink=auto", "--", str(host.store.layer(record.layers[-1])), str(target)]
+        host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
+
+    def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        return containerimage.export_root(work, record, image, top, keep_identity=keep_identity)
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:
         store, spec, uuid = host.store, record.spec, record.uuid
@@ -313,6 +335,9 @@ class ContainerBackend(Backend):
 
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
         return True  # the host's kernel has
+
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return self.answers(host, record)
 
     def measure_memory(self, host: Host, record: Record) -> int:
         return domains.get_used_bytes(self._domain(host, record))

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes
+from hvctl.backends import processes, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.errors import HostError, HvctlError, InvalidSpec
 from hvctl.events import Sink
@@ -22,6 +22,7 @@ from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
 from hvctl.rootfs import application, halves
+from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
@@ -69,6 +70,10 @@ class VmBackend(Backend):
         return super().choose_template(image)
 
     def check_image(self, image: Image) -> None:
+        if image.disk is None and image.has_tree:
+            raise InvalidSpec(
+                f"image {image.name!r} has no disk yet: the first VM of it makes one", hint="leave --print-xml away"
+            )
         if image.disk is None:
             raise InvalidSpec(
                 f"image {image.name!r} has no disk, so it cannot run as a VM", hint="see what it has: hvctl image show"
@@ -155,6 +160,20 @@ class VmBackend(Backend):
             timeout_s=_QEMU_IMG_TIMEOUT_S,
         )
         host.shell.call(files.set_mode, disk, 0o600)
+
+    def hold(self, host: Host, record: Record) -> str:
+        return vmimage.hold(host, self._domain(host, record))
+
+    def release(self, host: Host, record: Record) -> None:
+        vmimage.release(host, self._domain(host, record))
+
+    def copy_top(self, host: Host, record: Record, target: Path) -> None:
+        host.shell.call(files.make_directory, target, 0o700)
+        source = host.store.layer_disk(record.layers[-1])
+        host.shell.call(files.clone_file, source, target / source.name, 0o600)
+
+    def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        return vmimage.export_root(work, record, image, top / "disk.qcow2", keep_identity=keep_identity)
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:
         store, spec, uuid = host.store, record.spec, record.uuid
@@ -255,6 +274,9 @@ class VmBackend(Backend):
 
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
         return self.measure_log(host, record) > log_start
+
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return self.has_booted(host, record, log_start=log_start)
 
     def measure_log(self, host: Host, record: Record) -> int:
         return 0 if record.is_application else host.shell.call(files.size, host.store.console_log(record.uuid))

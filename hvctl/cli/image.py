@@ -1,24 +1,22 @@
-"""`hvctl image build | pull | import | catalogue | list | show | delete | prune`."""
+"""`hvctl image build | pull | import | catalogue | list | show | delete | prune`; build, publish and export are in imagemake."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hvctl.cli import imagemake
 from hvctl.cli.app import App, confirm, output_options
-from hvctl.cli.parameters import SIZE
-from hvctl.cli.present import format_age
+from hvctl.cli.imageview import as_json, as_pairs, as_row
 from hvctl.errors import UsageError
-from hvctl.model import Firmware, Image, Process, Provision
-from hvctl.units import format_size
+from hvctl.model import Firmware
 
 if TYPE_CHECKING:
-    from hvctl.images import Listed, Wanted
+    from hvctl.images import Wanted
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+-]{1,20}:")
 
@@ -31,32 +29,9 @@ def image() -> None:
     """
 
 
-@image.command()
-@click.argument("name")
-@click.option("--suite", default="", help="debian-12 or debian-13; without it the name says which.")
-@click.option("--package", "packages", metavar="PACKAGE", multiple=True, help="Install this too; may be repeated.")
-@click.option("--disk", type=SIZE, default=None, help="Size of the root disk, 10GiB if not said; it takes no space.")
-@output_options
-def build(app: App, name: str, suite: str, packages: tuple[str, ...], disk: int | None) -> None:
-    """Build an image from the Debian mirror that this host uses; takes a minute or two.
-
-    The new image takes over the name; instances keep the image that they were made from.
-
-    Example: hvctl image build web-base --suite debian-12 --package nginx --disk 20GiB
-    """
-    from hvctl import images
-    from hvctl.rootfs import request
-
-    wanted = images.parse_request(
-        name, suite=suite, packages=packages, disk_bytes=disk if disk is not None else request.DEFAULT_DISK_BYTES
-    )
-    with app.progress() as events:
-        built = images.build(app.host, wanted, events)
-    listed = images.Listed(name=built.name, image=built)
-    app.print_result(
-        _as_json(listed),
-        lambda: click.echo(f"{name}: built, {built.id[:12]}; next: hvctl create web --image {name}"),
-    )
+image.add_command(imagemake.build)
+image.add_command(imagemake.publish)
+image.add_command(imagemake.export)
 
 
 @image.command()
@@ -90,7 +65,7 @@ def pull(app: App, source: str, name: str, sha256: str, user: str, insecure: boo
 
 
 @image.command("import")
-@click.argument("source", metavar="FILE|URL")
+@click.argument("source", metavar="FILE|URL|-")
 @click.option("--name", required=True, help="What it is called here.")
 @click.option("--sha256", default="", metavar="HEX", help="What the file must have.")
 @click.option("--user", default="", help="Who logs in (default: root).")
@@ -103,10 +78,11 @@ def pull(app: App, source: str, name: str, sha256: str, user: str, insecure: boo
 @click.option("--insecure", is_flag=True, help="Take what an address gives without --sha256.")
 @output_options
 def import_(app: App, source: str, name: str, format_: str | None, firmware: str | None, **options: Any) -> None:
-    """Make an image of a disk (qcow2, raw; also .xz .gz .zst .bz2) or of a root tree (tar or squashfs).
+    """Make an image of a disk (qcow2, raw; also .xz .gz .zst .bz2), of a root tree (tar or squashfs), or of what
+    `image export` wrote; `-` reads stdin.
 
-    What it is, the content says. A disk runs as a VM and is set up by cloud-init; a tree with an init runs as a
-    container, entered by `hvctl exec` where it has no cloud-init. Read by confined programs only.
+    What it is, the content says. Either runs in both modes: what is missing is made of it when it is first needed. It is
+    set up by cloud-init, and entered by `hvctl exec` where it has none. Read by confined programs only.
 
     Example: hvctl image import ./noble.img --name noble --user ubuntu
     """
@@ -114,7 +90,7 @@ def import_(app: App, source: str, name: str, format_: str | None, firmware: str
 
     wanted = images.Wanted(
         name=name,
-        source=source if _SCHEME.match(source) else os.path.abspath(source),
+        source=source if source == "-" or _SCHEME.match(source) else os.path.abspath(source),
         sha256=options["sha256"],
         is_insecure=options["insecure"],
         login_user=options["user"],
@@ -171,9 +147,9 @@ def list_(app: App) -> None:
 
     found = images.list_images(app.host)
     app.print_result(
-        [_as_json(item) for item in found],
+        [as_json(item) for item in found],
         lambda: app.print_table(
-            ("NAME", "ID", "OS", "KERNEL", "DISK", "SIZE", "USED BY", "AGE"), [_as_row(item) for item in found]
+            ("NAME", "ID", "OS", "KERNEL", "DISK", "SIZE", "USED BY", "AGE"), [as_row(item) for item in found]
         ),
     )
 
@@ -189,7 +165,7 @@ def show(app: App, name: str) -> None:
     from hvctl import images
 
     item = images.get(app.host, name)
-    app.print_result(_as_json(item), lambda: app.print_pairs(_as_pairs(item)))
+    app.print_result(as_json(item), lambda: app.print_pairs(as_pairs(item)))
 
 
 @image.command()
@@ -235,12 +211,11 @@ def _bring(app: App, wanted: Wanted) -> None:
     with app.progress() as events:
         brought = images.bring(app.host, wanted, events)
     listed = images.Listed(name=wanted.name, image=replace(brought, name=wanted.name))
-    option = "" if brought.disk is not None else " --container"
     app.print_result(
-        _as_json(listed),
+        as_json(listed),
         lambda: click.echo(
             f"{wanted.name}: {brought.id[:12]}, {brought.os} {brought.version}".rstrip()
-            + f"; next: hvctl create web --image {wanted.name}{option}"
+            + f"; next: hvctl create web --image {wanted.name}"
         ),
     )
 
@@ -256,106 +231,3 @@ def _name_of(source: str) -> str:
     if _SCHEME.match(source) or "/" in source:
         raise UsageError(f"{source[:100]!r} does not say what it is to be called", hint="add --name NAME")
     return source
-
-
-def _as_json(item: Listed) -> dict[str, object]:
-    """An image for programs. Names here are part of the interface: add, never rename."""
-    found = item.image
-    if found is None:
-        return {"name": item.name, "problem": item.problem}
-    return {
-        "name": item.name,
-        "id": found.id,
-        "os": found.os,
-        "version": found.version,
-        "architecture": found.architecture,
-        "created_at": found.created_at,
-        "login_user": found.login_user,
-        "provision": found.provision.value,
-        "kernel": found.kernel_release,
-        "kernel_arguments": list(found.kernel_arguments),
-        "disk_bytes": found.disk.virtual_bytes if found.disk else 0,
-        "size_bytes": item.size_bytes,
-        "has_disk": found.disk is not None,
-        "has_tree": found.has_tree,
-        "process": _process_as_json(found.process) if found.process else None,
-        "firmware": found.firmware.value,
-        "source": found.source,
-        "origin": found.origin,
-        "packages": list(found.packages),
-        "users": list(item.users),
-        "problem": "",
-    }
-
-
-def _process_as_json(process: Process) -> dict[str, object]:
-    return {
-        "entrypoint": list(process.entrypoint),
-        "command": list(process.command),
-        "environment": dict(process.environment),
-        "user": process.user,
-        "directory": process.directory,
-        "ports": list(process.ports),
-        "stop_signal": process.stop_signal,
-    }
-
-
-def _process_as_pairs(process: Process) -> list[tuple[str, str]]:
-    return [
-        ("entrypoint", shlex.join(process.entrypoint)),
-        ("command", shlex.join(process.command)),
-        *(("environment", f"{key}={value}") for key, value in process.environment),
-        ("user", process.user),
-        ("directory", process.directory),
-        ("ports", " ".join(process.ports)),
-        ("stop signal", process.stop_signal),
-    ]
-
-
-def _login_of(image: Image) -> str:
-    if image.process is not None:
-        return ""
-    return image.login_user if image.provision is not Provision.NONE else "by exec only: no cloud-init"
-
-
-def _as_row(item: Listed) -> tuple[str, ...]:
-    found = item.image
-    if found is None:
-        return (item.name, "damaged", "-", "-", "-", "-", "-", "-")
-    return (
-        item.name,
-        found.id[:12],
-        f"{found.os} {found.version}",
-        found.kernel_release or "-",
-        format_size(found.disk.virtual_bytes) if found.disk else "-",
-        format_size(item.size_bytes),
-        ", ".join(item.users) or "-",
-        format_age(found.created_at),
-    )
-
-
-def _as_pairs(item: Listed) -> list[tuple[str, str]]:
-    found = item.image
-    assert found is not None
-    digests = [(part.file, part.sha256) for part in (found.kernel, found.initrd) if part is not None]
-    if found.disk is not None:
-        digests.insert(0, (found.disk.artefact.file, found.disk.artefact.sha256))
-    kinds = [kind for kind, has in (("vm", found.disk is not None), ("container", found.has_tree)) if has]
-    return [
-        ("name", item.name),
-        ("id", found.id),
-        ("os", f"{found.os} {found.version} ({found.architecture})"),
-        ("runs as", ", ".join(kinds)),
-        ("login", _login_of(found)),
-        *(_process_as_pairs(found.process) if found.process else []),
-        ("kernel", found.kernel_release),
-        ("arguments", " ".join(found.kernel_arguments)),
-        ("disk", format_size(found.disk.virtual_bytes) if found.disk else ""),
-        ("size", format_size(item.size_bytes)),
-        ("firmware", found.firmware.value if found.disk and not found.kernel else ""),
-        ("source", found.source),
-        ("packages", " ".join(found.packages)),
-        ("used by", ", ".join(item.users)),
-        ("created", f"{found.created_at} ({format_age(found.created_at)} ago)"),
-        *(("sha256", f"{digest}  {file}") for file, digest in digests),
-    ]

@@ -1,4 +1,4 @@
-"""A compressed archive as a plain stream: a process without any capability expands it into a pipe.
+"""A compressed archive as a plain stream: a process without capabilities expands it into a pipe.
 
 What it is, its first bytes say. gzip, xz and bzip2 are expanded by Python's own libraries, zstd by zstd(1), a squashfs
 image by sqfs2tar(1) of squashfs-tools-ng, which makes a tar stream of it.
@@ -10,6 +10,7 @@ import bz2
 import fcntl
 import lzma
 import os
+import signal
 import sys
 import zlib
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class Source:
             self.descriptor, into = os.pipe()
             self._errors, errors_into = os.pipe()
             fcntl.fcntl(into, _F_SETPIPE_SZ, _CHUNK_BYTES)
+            os.set_blocking(errors_into, False)  # nobody reads it before the end: what is too much is lost
             self._process = os.fork()
             if self._process == 0:
                 os.dup2(errors_into, 2)
@@ -81,6 +83,8 @@ class Source:
         if code:
             lines = os.read(self._errors, 4096).decode(errors="replace").strip().splitlines()
             reason = ascii(lines[-1])[1:-1][:200] if lines else f"status {code}"
+            if code == -signal.SIGXCPU:
+                raise Refused("it takes more CPU time than it may")
             if code == UNABLE:
                 raise Unable(reason)
             raise Refused(f"it cannot be expanded ({self.compression}): {reason}")
@@ -97,7 +101,8 @@ def _run(compression: str, path: str, descriptor: int, into: int) -> None:
         os.dup2(descriptor, 0)
         os.dup2(into, 1)
         if compression == "squashfs":
-            program = (*program, path)  # read by name: its owner may be anybody, and the sandbox shows nothing else
+            program = (*program, path)  # opened by name, whoever owns it
+            capabilities.keep(("CAP_DAC_OVERRIDE",))
         else:
             capabilities.keep(())
         os.execvp(program[0], program)
@@ -134,7 +139,7 @@ def _expand(compression: str, descriptor: int, into: int) -> None:
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise Refused(str(error)) from error
+        raise Refused(str(error).rpartition(": ")[2]) from error  # zlib: "Error -3 while decompressing data: ..."
     if not decoder.eof:
         raise Refused("it is cut short")
 

@@ -69,6 +69,28 @@ def read_file(path: Path, *, limit_bytes: int = 16 * 1024**2) -> bytes:
         return stream.read(limit_bytes)
 
 
+def read_head(path: Path, *, limit_bytes: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as stream:
+        return stream.read(limit_bytes)
+
+
+def send(path: Path, descriptor: int) -> None:
+    """Write a file's content to an open descriptor."""
+    import shutil
+
+    with path.open("rb") as source, os.fdopen(descriptor, "wb", closefd=False) as target:
+        shutil.copyfileobj(source, target, 1024**2)
+
+
+def receive(descriptor: int, path: Path) -> None:
+    """Write everything that comes from an open descriptor to a new file."""
+    import shutil
+
+    with os.fdopen(descriptor, "rb", closefd=False) as source, path.open("xb") as target:
+        shutil.copyfileobj(source, target, 1024**2)
+
+
 def publish(aside: Path, final: Path) -> None:
     """Give a finished file or directory its final name; FileExistsError when that is taken. Synced before and after."""
     sync_tree(aside)
@@ -76,6 +98,45 @@ def publish(aside: Path, final: Path) -> None:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), os.fspath(final))
     sync_directory(final.parent)
+
+
+def place(aside: Path, final: Path) -> None:
+    """Give a finished file its name, on another file system too, where nothing must be; it appears whole or not at all.
+
+    Where the file system cannot make a file without a name (O_TMPFILE), a crash can leave a `.part` beside it.
+    """
+    try:
+        publish(aside, final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    import shutil
+
+    part: Path | None = None
+    try:
+        descriptor = os.open(final.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        part = final.with_name(f"{final.name}.part")
+        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    try:
+        with aside.open("rb") as source, os.fdopen(descriptor, "wb", closefd=False) as target:
+            shutil.copyfileobj(source, target, 1024**2)
+        os.fsync(descriptor)
+        if part is None:
+            # AT_SYMLINK_FOLLOW, as open(2) says under O_TMPFILE.
+            os.link(f"/proc/self/fd/{descriptor}", final, follow_symlinks=True)
+        else:
+            publish(part, final)
+    finally:
+        os.close(descriptor)
+        if part is not None:
+            remove(part)
+    sync_directory(final.parent)
+    remove(aside)
 
 
 def sync_tree(path: Path) -> None:
@@ -170,6 +231,14 @@ def set_mode(path: Path, mode: int) -> None:
 def set_owner(path: Path, uid: int, gid: int) -> None:
     """Give a file or directory to somebody; a link itself, not what it points to."""
     os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether this is a regular file itself, no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def is_directory(path: Path) -> bool:

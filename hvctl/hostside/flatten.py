@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     os.chdir(scratch)
     files.make_directory(Path("below"), 0o700)
     files.make_directory(Path("merged"), 0o700)
-    names = []
+    names: list[str] = []
     for number, (path, first_id) in enumerate(lowers):
         place = Path("below", str(number))
         files.make_directory(place, 0o700)

@@ -61,9 +61,8 @@ def survey(descriptor: int, size: int) -> list[Part]:
 
 
 def choose_root(parts: list[Part]) -> Part | None:
-    """The one to start: what is a root for certain, then what may be one; the largest of those."""
-    able = [part for part in parts if part.kind in ("ext4", "xfs", "btrfs") and (part.is_root or part.kind != "ext4")]
-    able += [part for part in parts if part.kind == "ext4" and part.needs_recovery and not part.is_root]
+    """The one to start: what is a root for certain, then what may be one and cannot be read here; the largest of those."""
+    able = [part for part in parts if part.is_root or part.problem or part.kind in ("xfs", "btrfs")]
     return max(able, key=lambda part: (part.is_root, part.is_root_type, part.size), default=None)
 
 

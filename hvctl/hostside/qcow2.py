@@ -16,7 +16,7 @@ _MIB, _TIB = 1024**2, 1024**4
 _QCOW2 = b"QFI\xfb"
 _HEAD_BYTES = 1024**2  # header and its extensions lie in the first cluster, whose size is at most 2 MiB
 _V2, _V3 = struct.Struct(">4sIQIIQIIQQIIQ"), struct.Struct(">QQQII")
-_VIRTUAL_FLOOR_BYTES = 1 * _TIB
+_VIRTUAL_FLOOR_BYTES = 4 * _TIB
 _MOST_L1_BYTES = 32 * _MIB  # QCOW_MAX_L1_SIZE
 _MOST_REFCOUNT_TABLE_BYTES = 8 * _MIB  # QCOW_MAX_REFTABLE_SIZE
 _MOST_SNAPSHOTS = 256
@@ -81,12 +81,14 @@ def examine(path: Path, format: str, most_virtual_bytes: int, most_ratio: int) -
     `format` is what somebody knows it to be, `raw` or `qcow2`; without it, what is nothing else is raw.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             return "", 0, "it is no regular file"
-        head = stream.read(_HEAD_BYTES)
+        head = os.pread(descriptor, _HEAD_BYTES, 0)
         tail = os.pread(descriptor, 512, max(0, facts.st_size - 512))
+    finally:
+        os.close(descriptor)
     try:
         if format == "raw":
             return "raw", _check_raw(facts.st_size, most_virtual_bytes), ""

@@ -66,6 +66,11 @@ def make_layer(path: Path, first_id: int) -> None:
     files.write_file(path / "layer.json", json.dumps({"first_id": first_id}).encode(), 0o400)
 
 
+def read_first_id(layer: Path) -> int:
+    """The first id of the container that wrote a layer."""
+    return int(json.loads(files.read_file(layer / "layer.json"))["first_id"])
+
+
 def mount(root: Root) -> None:
     """Mount everything, in the mount namespace of this process; whatever an earlier start left there is taken away.
 
@@ -158,7 +163,7 @@ def _bind(source: Path, target: Path, uids: tuple[Extent, ...], gids: tuple[Exte
 
 def _written_by(root: Root, layer: str) -> int:
     """The first id of the container that wrote a layer."""
-    return int(json.loads(files.read_file(root.store.layer(layer) / "layer.json"))["first_id"])
+    return read_first_id(root.store.layer(layer))
 
 
 def _children(path: Path) -> list[Path]:

@@ -12,8 +12,9 @@ there is none: bubblewrap maps one user.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -57,9 +58,20 @@ def place_input(number: int) -> str:
     return f"{INPUTS}/{number}"
 
 
+def is_plainly_readable(path: Path) -> bool:
+    """Whether root may read a file without any capability: it is root's, or everybody's."""
+    facts = path.stat()
+    return facts.st_uid == 0 or bool(facts.st_mode & stat.S_IROTH)
+
+
 def command(confinement: Confinement, argv: Sequence[str | PathLike[str]]) -> list[str]:
     """The words that run `argv` confined; nothing is done yet. Its status is the program's, 128 + N when signal N killed it."""
-    limits = (f"--cpu={confinement.cpu_s}", f"--as={confinement.memory_bytes}", f"--fsize={confinement.file_bytes}")
+    # Soft and hard alike, the kernel would kill without saying why (setrlimit(2), SIGXCPU).
+    limits = (
+        f"--cpu={confinement.cpu_s}:{confinement.cpu_s + 5}",
+        f"--as={confinement.memory_bytes}",
+        f"--fsize={confinement.file_bytes}",
+    )
     words = ["prlimit", *limits, "--core=0", "--nofile=1024", "--", "bwrap", "--die-with-parent", "--new-session"]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin", "--setenv", "LC_ALL", "C.UTF-8"]
@@ -75,15 +87,13 @@ def command(confinement: Confinement, argv: Sequence[str | PathLike[str]]) -> li
     words += ["--ro-bind" if confinement.is_read_only else "--bind", fspath(confinement.directory), WORK]
     for source, place in confinement.read_only:
         words += ["--ro-bind", fspath(source), place]
-    # What is left is the sandbox's own root, in memory: nothing may be written there either.
-    words += ["--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", WORK, "--"]
+    # What is left is the sandbox's own root, in memory: nobody may fill that either.
+    words += ["--remount-ro", "/", "--chdir", WORK, "--"]
     return [*words, *(fspath(word) for word in argv)]
 
 
 def python_command(confinement: Confinement, module: str, arguments: Sequence[str]) -> list[str]:
     """The words that run `main(arguments)` of a module of this package confined, by the system's own python3."""
-    from dataclasses import replace
-
     with_code = replace(confinement, read_only=(*confinement.read_only, (_SOURCE, _CODE)))
     program = (
         f"import sys; sys.path.insert(0, '/code'); from hvctl.hostside import {module}; {module}.main(sys.argv[1:])"

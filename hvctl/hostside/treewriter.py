@@ -19,8 +19,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable, quote
-from hvctl.hostside.tarstream import Entry, Kind, Stream
+from hvctl.hostside.tarstream import Entry, Kind
 
 R = TypeVar("R")
 
@@ -32,8 +33,11 @@ _MOST_LINKS = 40
 _LONGEST_NAME = 255
 _LONGEST_LINK = 4095
 _MOST_ATTRIBUTE_BYTES = 65536
-# What would mean something to the host's overlays or its security module, or takes more capabilities than we have.
-_FOREIGN_ATTRIBUTES = (b"trusted.", b"user.overlay.", b"security.selinux", b"security.ima", b"security.evm")
+# Others are left out: they mean something to one security module, to another system (`com.apple.`), or to the host's
+# overlays.
+_KEPT_ATTRIBUTES = (b"user.", b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default")
+_OVERLAYS_ATTRIBUTES = b"user.overlay."
+_ACL_VERSION = b"\2\0\0\0"  # POSIX_ACL_XATTR_VERSION
 
 
 class _Open:
@@ -106,13 +110,13 @@ class Tree:
         """Do what an entry of an OCI layer says about lower layers, if it is such a one."""
         if b".wh." not in entry.name:
             return False
-        directory, _slash, name = entry.name.rstrip(b"/").rpartition(b"/")
-        if any(part.startswith(b".wh.") for part in directory.split(b"/")):
+        *way, name = self._split(entry.name) or (b"",)
+        if any(part.startswith(b".wh.") for part in way):
             raise Refused(f"{quote(entry.name)} lies in a whiteout")
         if not name.startswith(b".wh."):
             return False
         self._trim()
-        parent = self._seek(self._split(directory), make=False)
+        parent = self._seek(tuple(way), make=False)
         if name == b".wh..wh..opq":
             if parent is not None:
                 self._empty_lower(parent.descriptor, parent.path)
@@ -294,7 +298,8 @@ class Tree:
         os.fchown(descriptor, entry.uid, entry.gid)
         if self._mine is not None:
             for attribute in os.listxattr(descriptor):
-                os.removexattr(descriptor, attribute)
+                if os.fsencode(attribute).startswith(_KEPT_ATTRIBUTES):  # the host's security module keeps its own
+                    os.removexattr(descriptor, attribute)
         self._set_attributes(descriptor, entry)
         os.fchmod(descriptor, entry.mode)
         directory.times = (entry.mtime_ns, entry.mtime_ns)
@@ -339,9 +344,10 @@ class Tree:
 
     def _set_attributes(self, descriptor: int, entry: Entry) -> None:
         for name, value in entry.attributes:
-            if name.startswith(_FOREIGN_ATTRIBUTES):
+            if not name.startswith(_KEPT_ATTRIBUTES) or name.startswith(_OVERLAYS_ATTRIBUTES):
                 continue
-            if len(name) > _LONGEST_NAME or b"\0" in name or len(value) > _MOST_ATTRIBUTE_BYTES:
+            is_old = name.startswith(b"system.") and not value.startswith(_ACL_VERSION)
+            if is_old or len(name) > _LONGEST_NAME or b"\0" in name or len(value) > _MOST_ATTRIBUTE_BYTES:
                 raise Refused(f"{quote(entry.name)} has an impossible attribute, {quote(name)}")
             try:
                 os.setxattr(descriptor, name, value)

@@ -11,13 +11,16 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvctl.hostside import capabilities, expand, refusal, sandbox
+from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable
-from hvctl.hostside.tarstream import Stream, read_entries
+from hvctl.hostside.tarstream import read_entries
 from hvctl.hostside.treewriter import Tree
 
 CAPABILITIES = (*sandbox.WRITE_ANY_OWNER, "CAP_SYS_CHROOT")
@@ -68,6 +71,8 @@ class Report:
     entries: int = 0
     archive_bytes: int = 0
     expanded_bytes: int = 0
+    peak_bytes: int = 0
+    """The most memory that one of its processes took."""
 
 
 def format_request(request: Request) -> str:
@@ -96,6 +101,9 @@ def main(arguments: Sequence[str]) -> None:
             job.check_digest()
         report = _in_child(job)
         os.close(job.descriptor)
+    # ru_maxrss counts KiB (getrusage(2)).
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    report = dataclasses.replace(report, peak_bytes=peak_bytes)
     sys.stdout.write(json.dumps(dataclasses.asdict(report)))
 
 
@@ -126,7 +134,9 @@ class _Job:
         self._request, self._bounds, self._archive = request, request.bounds, request.archives[number]
         self._name = f"layer {number + 1} of {len(request.archives)}: " if len(request.archives) > 1 else ""
         self._path = sandbox.place_input(number)
-        self.descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise Refused(f"{self._name}it is no regular file")
         self._is_upper = request.has_whiteouts and number > 0
         self._before = before
         self._entries, self._content_bytes = before.entries, before.expanded_bytes

@@ -126,7 +126,7 @@ def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:
 
 def _describe_access(record: Record) -> str:
     """What is missed of an image that learns nothing from us; empty for others."""
-    if record.provision is not Provision.NONE:
+    if record.is_application or record.provision is not Provision.NONE:
         return ""
     return f"its image has no cloud-init, so it gets no keys and no name: enter it by hvctl exec {record.name}"
 

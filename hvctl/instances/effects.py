@@ -17,6 +17,7 @@ from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Record
+from hvctl.operation import arguments_of
 
 
 def keep_address(host: Host, record: Record) -> None:
@@ -77,6 +78,13 @@ def kill(host: Host, record: Record) -> None:
     """End its process."""
     with contextlib.suppress(NotFound):
         get_backend(record.mode).kill(host, record)
+
+
+def release(host: Host, record: Record) -> None:
+    """Let an instance go on that `publish` has held still; one that was off, or paused by its user, is left alone."""
+    if arguments_of(record).get("is_held") == "yes":
+        with contextlib.suppress(NotFound):
+            get_backend(record.mode).release(host, record)
 
 
 def undefine(host: Host, record: Record) -> None:

@@ -79,4 +79,15 @@ KERNEL = Verb(
     commit="fetch",
 )
 
-VERBS = {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL)}
+# The instance is only read; what is recorded is that it is held still for a moment.
+PUBLISH = Verb(
+    name="publish",
+    steps=(
+        Step(name="hold", undo=effects.release),
+        Step(name="copy"),
+        Step(name="release", redo=effects.release),
+    ),
+    commit="copy",
+)
+
+VERBS = {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL, PUBLISH)}

@@ -39,13 +39,7 @@ def wait_until(
         return
     deadline_s = time.monotonic() + timeout_s
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
-    record = instance.record
-    if goal is Wait.SSH and (not record.address or record.provision is Provision.NONE):
-        goal = Wait.AGENT  # nobody can knock, or would be let in, but a command can be run
-    if record.is_application:
-        stages = _process_stages(host, instance)
-    else:
-        stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
+    stages = _choose_stages(host, instance, goal, log_start)
     current, checked_s = "", time.monotonic()
     for stage in stages:
         if stage != current:
@@ -59,6 +53,22 @@ def wait_until(
             if not domains.is_running(domain):
                 raise _went_off(host, instance, stage, log_start)
         host.pause(_POLL_S)
+
+
+def _choose_stages(host: Host, instance: Instance, goal: Wait, log_start: int) -> Iterator[str]:
+    record = instance.record
+    if record.is_application:
+        return _process_stages(host, instance)
+    if goal is Wait.SSH and record.provision is Provision.NONE:
+        return _boot_stages(host, instance, log_start)  # it has no key of ours, perhaps no sshd, and may have no agent
+    if goal is Wait.AGENT or not record.address:  # on no network of ours: nobody can knock, but a command can be run
+        return _agent_stages(host, instance)
+    return _ssh_stages(host, instance, log_start)
+
+
+def _boot_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]:
+    while not get_backend(instance.record.mode).is_up(host, instance.record, log_start=log_start):
+        yield "boot"
 
 
 def _ssh_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]:

@@ -6,11 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from hvctl.errors import Unsupported
 from hvctl.events import Note
 from hvctl.hostside import files
-from hvctl.model import Image, Provision
-from hvctl.rootfs import appinitrd, filesystem, manifest, published
+from hvctl.model import Image
+from hvctl.rootfs import appinitrd, donor, filesystem, manifest
 from hvctl.rootfs.building import Building, check_space
 from hvctl.rootfs.request import DEFAULT_DISK_BYTES
 from hvctl.units import GIB
@@ -26,12 +25,12 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
     Raises NotFound or Unsupported when no image has a kernel to give, HostError for a full store.
     """
     host, call = work.host, work.host.shell.call
-    donor = _get_donor(work)
-    assert donor.kernel is not None
+    lender = donor.get(host, image.name)
+    assert lender.kernel is not None
     tree = host.store.image_tree(image.id)
     used_bytes = call(files.disk_usage, tree)
     check_space(host, f"making the disk of {image.name!r}", 2 * used_bytes + GIB // 4)
-    work.events(Note(image.name, f"a VM of it gets the kernel {donor.kernel_release} of image {donor.name}"))
+    work.events(Note(image.name, f"a VM of it gets the kernel {lender.kernel_release} of image {lender.name}"))
     disk = filesystem.make_disk(
         work,
         tree,
@@ -39,8 +38,8 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
         virtual_bytes=max(DEFAULT_DISK_BYTES, -(-_ROOM * used_bytes // GIB) * GIB),
         percent=_PERCENT,
     )
-    call(files.clone_file, host.store.image(donor.id) / donor.kernel.file, aside / "vmlinuz", 0o444)
-    modules = host.store.image_tree(donor.id) / "usr/lib/modules" / donor.kernel_release
+    call(files.clone_file, host.store.image(lender.id) / lender.kernel.file, aside / "vmlinuz", 0o444)
+    modules = host.store.image_tree(lender.id) / "usr/lib/modules" / lender.kernel_release
     call(files.write_file, aside / "initrd", appinitrd.make(host, modules), 0o444)
     finished = replace(
         image,
@@ -48,23 +47,11 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
         kernel=work.artefact(aside / "vmlinuz"),
         initrd=work.artefact(aside / "initrd"),
         kernel_arguments=appinitrd.KERNEL_ARGUMENTS,
-        kernel_release=donor.kernel_release,
+        kernel_release=lender.kernel_release,
     )
     data = {
         **json.loads(manifest.format_disk(finished)),
         "made_from": "tree",
-        "kernel_from": f"image {donor.name}",
+        "kernel_from": f"image {lender.name}",
     }
     return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def _get_donor(work: Building) -> Image:
-    """The image that the settings name, whose kernel and modules are used."""
-    name = work.host.config.image
-    image = published.get_image(work.host, name)
-    if image.kernel is None or not image.has_tree or image.provision is not Provision.CREDENTIALS:
-        raise Unsupported(
-            f"image {name!r}, which the settings name, has no kernel to give",
-            hint="hvctl image build debian-12; HVCTL_IMAGE=debian-12 hvctl ...",
-        )
-    return image

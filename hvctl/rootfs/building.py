@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hvctl.errors import HostError
+from hvctl.errors import HostError, HvctlError
 from hvctl.events import Note, Progress, Sink
 from hvctl.host import Host
 from hvctl.hostside import download, files
@@ -79,7 +79,9 @@ class Building:
 
     def _tell_of_twins(self, image: Image) -> None:
         """The same content is in the store once, whatever it is called."""
-        others = [name for name in published.list_names(self.host, image.id) if name != image.name]
+        others = []
+        with contextlib.suppress(HvctlError):  # a name that goes at this moment
+            others = [name for name in published.list_names(self.host, image.id) if name != image.name]
         if others:
             self.events(Note(self.name, f"the same content as {', '.join(others)}: one image, kept once"))
 

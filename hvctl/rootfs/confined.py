@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec
+from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec, TimedOut
 from hvctl.host import Host
 from hvctl.hostside import refusal, sandbox
 from hvctl.shell import Completed
@@ -35,7 +36,9 @@ class Limits:
     """The longest file; a disk's, or one of a tree."""
     virtual_bytes: int = 16 * TIB
     virtual_ratio: int = 1_000_000
-    """Of a disk's size to its file's, from 1 TiB on."""
+    """Of a disk's size to its file's, from 4 TiB on."""
+    output_bytes: int = 16 * MIB
+    """What a program may have to say."""
     wall_s: float = 3600
     cpu_s: int = 3600
     memory_bytes: int = 2 * GIB
@@ -57,9 +60,11 @@ def run_confined(
 ) -> Completed:
     """Run a program that reads untrusted data; it sees `directory` as /work, where it starts, and each file as /in/N.
 
-    Without capabilities it can read only what is root's or everybody's. Raises as Shell.run does; with `check`,
+    Without capabilities it writes only what is root's; it can read each of the files. Raises as Shell.run does; with `check`,
     InvalidSpec when it ran into one of its limits or crashed, and HostError when there is no bubblewrap.
     """
+    if not capabilities and not all(host.shell.call(sandbox.is_plainly_readable, path) for path in read_only):
+        capabilities = sandbox.READ_ANY_OWNER
     confinement = sandbox.Confinement(
         directory=directory,
         read_only=tuple((path, sandbox.place_input(number)) for number, path in enumerate(read_only)),
@@ -69,10 +74,23 @@ def run_confined(
         memory_bytes=limits.memory_bytes,
         file_bytes=limits.file_bytes,
     )
-    done = host.shell.run(sandbox.command(confinement, argv), timeout_s=limits.wall_s, check=False)
+    words = [str(limits.output_bytes), *(os.fspath(word) for word in argv)]
+    command = sandbox.python_command(confinement, "supervise", words)
+    done = wait_for(host, command, f"{argv[0]!r} failed", limits)
     if check and done.status != 0:
         raise explain(done, f"{argv[0]!r} failed", limits)
     return done
+
+
+def wait_for(
+    host: Host, command: Sequence[str], attempt: str, limits: Limits, on_line: Callable[[str], None] | None = None
+) -> Completed:
+    """Run a confined command to its end, whatever that is. Raises TimedOut, and what `on_line` does."""
+    try:
+        return host.shell.run(command, timeout_s=limits.wall_s, check=False, on_line=on_line)
+    except TimedOut as error:
+        reason = f"it took more than {format_duration(limits.wall_s)}"
+        raise TimedOut(f"{attempt}: {reason}", hint="try again when less is going on here") from error
 
 
 def explain(done: Completed, attempt: str, limits: Limits) -> HvctlError:

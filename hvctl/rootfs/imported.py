@@ -1,17 +1,22 @@
-"""A file of the user's, or an address that the user trusts: disks (qcow2, raw, compressed) and archives of root trees."""
+"""A file of the user's, or an address that the user trusts: disks (qcow2, raw, compressed), archives of root trees, and
+images that hvctl exported."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from hvctl.errors import InvalidSpec
 from hvctl.events import Note
+from hvctl.hostside import files
 from hvctl.model import Firmware, Image
-from hvctl.rootfs import checksums, content, fetch, published
+from hvctl.rootfs import bundles, checksums, content, fetch, published
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.checksums import Digest
 from hvctl.rootfs.content import Described
 from hvctl.rootfs.sources import Wanted
+
+STDIN = "-"
 
 
 def acquire(work: Building, wanted: Wanted) -> Image:
@@ -21,15 +26,21 @@ def acquire(work: Building, wanted: Wanted) -> Image:
     if is_remote:
         _check_trust(work, wanted, digest)
         fetch.take_turn(work, wanted.source)
-        known = published.find_by_origin(work.host, _describe(wanted, str(digest)).as_image(wanted.name))
-        if known and digest:
+        known = published.find_by_origin(work.host, _describe(wanted, str(digest or "")).as_image(wanted.name))
+        if known is not None:
             work.events(Note(work.name, "it is here already"))
             return known
         fetched = fetch.bring(work, wanted.source)
+    elif wanted.source == STDIN:
+        work.tell("reading stdin", 0)
+        work.host.shell.call(files.receive, sys.stdin.fileno(), work.directory / "stdin")
+        fetched = fetch.measure(work, work.directory / "stdin")
     else:
         fetched = fetch.measure(work, Path(wanted.source.removeprefix("file://")))
     if digest:
         checksums.check(work, fetched, digest, wanted.source)
+    if bundles.is_bundle(work.host, fetched.path):
+        return bundles.take_in(work, fetched.path)
     return content.take_in(work, fetched, _describe(wanted, str(digest or f"sha256:{fetched.sha256}")))
 
 

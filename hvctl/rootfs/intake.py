@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.errors import HostError, InvalidSpec
+from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec
 from hvctl.events import Progress, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files, inroot, qcow2, refusal, sandbox, unpack
@@ -81,7 +81,7 @@ def unpack_layers(
         for layer in layers
     )
     request = unpack.Request(archives=archives, bounds=_bounds(limits), has_whiteouts=True)
-    _unpack(_Job(host, [layer.path for layer in layers], target, limits), request, events, subject)
+    _unpack(_Job(host, [layer.path for layer in layers], target, limits), request, events, subject or target.name)
 
 
 def unpack_tree(
@@ -184,6 +184,8 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
     if missing is not None:
         raise InvalidSpec(f"{str(missing)!r} is missing or empty", hint="fetch it again")
     call(files.make_directory, job.target, 0o755)
+    if call(files.list_names, job.target):
+        raise HostError(f"cannot unpack {subject!r}: {str(job.target)!r} is not empty", hint="hvctl gc")
     confinement = sandbox.Confinement(
         directory=job.target,
         read_only=tuple((path, sandbox.place_input(number)) for number, path in enumerate(archives)),
@@ -195,14 +197,16 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
     total_bytes = sum(sizes)
 
     def on_line(line: str) -> None:
+        host.pause(0)
         done = line.removeprefix(refusal.PROGRESS)
         if done != line and done.isdigit():
             events(Progress(subject, "unpacking", int(done), total_bytes))
 
     argv = sandbox.python_command(confinement, "unpack", [unpack.format_request(request)])
-    done = host.shell.run(argv, timeout_s=limits.wall_s, check=False, on_line=on_line)
+    attempt = f"cannot unpack {subject!r}"
+    done = confined.wait_for(host, argv, attempt, limits, on_line)
     if done.status != 0:
-        raise confined.explain(done, f"cannot unpack {subject!r}", limits)
+        raise confined.explain(done, attempt, limits)
     events(Progress(subject, "unpacking", total_bytes, total_bytes))
 
 
@@ -240,10 +244,8 @@ class _Conversion:
         if self.facts.format == "qcow2":
             done = self._run("check", "-f", "qcow2", "--output=json", "--", sandbox.place_input(0))
             if done.status not in (0, _CHECK_LEAKS):
-                raise confined.explain(done, f"the disk {str(self.source)!r} is damaged", self.limits)
+                raise self._blame(done, "is damaged")
             answer = json.loads(done.stdout)
-            if answer.get("corruptions") or answer.get("check-errors"):
-                raise InvalidSpec(f"the disk {str(self.source)!r} is damaged", hint="get it again")
             clusters = answer.get("total-clusters", 0)
             allocated_bytes = answer.get("allocated-clusters", 0) * (self.facts.virtual_bytes // max(clusters, 1))
         if allocated_bytes > max(self.limits.ratio_floor_bytes, self.limits.ratio * file_bytes):
@@ -263,10 +265,18 @@ class _Conversion:
         words = ("convert", "-f", self.facts.format, "-O", "qcow2", "--", sandbox.place_input(0), "disk.qcow2")
         done = self._run(*words)
         if done.status != 0:
-            raise confined.explain(done, f"cannot convert the disk {str(self.source)!r}", self.limits)
+            raise self._blame(done, "cannot be converted")
         made = self.scratch / "disk.qcow2"
         self.host.shell.call(files.set_mode, made, 0o444)
         return made
+
+    def _blame(self, done: Completed, what: str) -> HvctlError:
+        """The error that qemu-img's end means: what it says is about the disk, unless the store is full."""
+        attempt = f"the disk {str(self.source)!r} {what}"
+        error = confined.explain(done, attempt, self.limits)
+        if isinstance(error, CommandFailed) and "No space left" not in done.stderr:
+            return InvalidSpec(error.message, hint="get it again, or from somebody else")
+        return error
 
     def _run(self, *words: str) -> Completed:
         return run_confined(

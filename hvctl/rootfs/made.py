@@ -37,7 +37,9 @@ def complete(host: Host, image: Image) -> Image:
 
 def list_made(host: Host, image_id: str) -> tuple[str, ...]:
     """Which halves were made for an image: `disk`, `tree`."""
-    return tuple(host.shell.call(files.list_names, host.store.made(image_id)))
+    return tuple(
+        half for half in (DISK, TREE) if host.shell.call(files.exists, host.store.made(image_id) / half / "half.json")
+    )
 
 
 def description(host: Host, image: Image, half: str) -> Path:

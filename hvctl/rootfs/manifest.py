@@ -24,12 +24,12 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 def seal(image: Image) -> Image:
     """The image with its identifier."""
-    return replace(image, id=_identify(_as_dict(image)))
+    return replace(image, id=_identify(as_dict(image)))
 
 
 def format_manifest(image: Image) -> bytes:
     """The file's content."""
-    return json.dumps(_as_dict(image), indent=2, sort_keys=True).encode() + b"\n"
+    return json.dumps(as_dict(image), indent=2, sort_keys=True).encode() + b"\n"
 
 
 def parse(content: bytes, source: str) -> Image:
@@ -41,7 +41,7 @@ def parse(content: bytes, source: str) -> Image:
         data = json.loads(content)
         if int(data["schema"]) > SCHEMA:
             raise Unsupported(f"the image in {source} was made by a newer hvctl", hint="upgrade hvctl on this machine")
-        image = _from_dict(data)
+        image = from_dict(data)
         if image.id != _identify(data):
             raise ValueError("its content is not what its identifier says")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -59,8 +59,8 @@ def with_disk(image: Image, data: dict[str, Any], folder: str) -> Image:
     return replace(
         image,
         disk=replace(disk, artefact=replace(disk.artefact, file=f"{folder}/{disk.artefact.file}")),
-        kernel=place(_artefact(data["kernel"]) if data["kernel"] else None),
-        initrd=place(_artefact(data["initrd"]) if data["initrd"] else None),
+        kernel=place(parse_artefact(data["kernel"]) if data["kernel"] else None),
+        initrd=place(parse_artefact(data["initrd"]) if data["initrd"] else None),
         kernel_arguments=tuple(str(word) for word in data["kernel_arguments"]),
         kernel_release=str(data["kernel_release"]),
     )
@@ -78,11 +78,13 @@ def _identify(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _as_dict(image: Image) -> dict[str, Any]:
+def as_dict(image: Image) -> dict[str, Any]:
+    """The manifest, before it is text."""
     return {"schema": SCHEMA, **asdict(image)}
 
 
-def _from_dict(data: dict[str, Any]) -> Image:
+def from_dict(data: dict[str, Any]) -> Image:
+    """And back. Raises KeyError, TypeError or ValueError for what is none."""
     return Image(
         id=str(data["id"]),
         name=str(data["name"]),
@@ -93,8 +95,8 @@ def _from_dict(data: dict[str, Any]) -> Image:
         login_user=str(data["login_user"]),
         provision=Provision(data["provision"]),
         disk=_disk(data["disk"]) if data["disk"] else None,
-        kernel=_artefact(data["kernel"]) if data["kernel"] else None,
-        initrd=_artefact(data["initrd"]) if data["initrd"] else None,
+        kernel=parse_artefact(data["kernel"]) if data["kernel"] else None,
+        initrd=parse_artefact(data["initrd"]) if data["initrd"] else None,
         kernel_arguments=tuple(str(word) for word in data["kernel_arguments"]),
         kernel_release=str(data["kernel_release"]),
         has_tree=bool(data["has_tree"]),
@@ -121,11 +123,12 @@ def _process(data: dict[str, Any]) -> Process:
 
 def _disk(data: dict[str, Any]) -> Disk:
     return Disk(
-        artefact=_artefact(data["artefact"]), format=str(data["format"]), virtual_bytes=int(data["virtual_bytes"])
+        artefact=parse_artefact(data["artefact"]), format=str(data["format"]), virtual_bytes=int(data["virtual_bytes"])
     )
 
 
-def _artefact(data: dict[str, Any]) -> Artefact:
+def parse_artefact(data: dict[str, Any]) -> Artefact:
+    """One file as manifests name it. Raises KeyError, TypeError or ValueError for what is none."""
     file = str(data["file"])
     if not _FILE.fullmatch(file):
         raise ValueError(f"file name {file!r}")

@@ -5,9 +5,9 @@ A tag or identifier is checked against its pattern before it becomes part of a p
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,8 +46,9 @@ def _hint_for(name: str) -> str:
 
     if request.is_buildable(name):
         return f"make it: hvctl image build {name}"
-    if catalogue.find(name):
-        return f"bring it: hvctl image pull {name}"
+    with contextlib.suppress(HvctlError):  # a catalogue of the user's that makes no sense is not what this is about
+        if catalogue.find(name):
+            return f"bring it: hvctl image pull {name}"
     return "see which there are: hvctl image list; which there could be: hvctl image catalogue"
 
 
@@ -83,7 +84,7 @@ def find_id(host: Host, name: str) -> str | None:
     return image_id
 
 
-@contextmanager
+@contextlib.contextmanager
 def changing(host: Host) -> Iterator[None]:
     """Hold the one lock under which images and their names appear and go. No instance can have its name: the dot."""
     with host.lock("images.tags", timeout_s=_LOCK_TIMEOUT_S):

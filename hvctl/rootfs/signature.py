@@ -12,11 +12,12 @@ import binascii
 import re
 from pathlib import Path
 
-from hvctl.errors import InvalidSpec
+from hvctl.errors import HostError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import files
+from hvctl.hostside.sandbox import WORK
+from hvctl.rootfs.confined import run_confined
 
-_TIMEOUT_S = 60
 _ARMOUR = re.compile(rb"-----BEGIN PGP [A-Z ]+-----\r?\n(.*?)-----END PGP [A-Z ]+-----", re.DOTALL)
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}", re.ASCII)
 # gpgv(1), --status-fd; GnuPG's doc/DETAILS: the last field is the primary key's fingerprint.
@@ -45,26 +46,23 @@ def verify(
     """What was signed, once its signature is proven good; without `signature` the message must be clear-signed.
 
     `keys`: a key ring, armoured or not. `fingerprints`: of primary keys that may have signed; empty: all in the key ring.
-    `folder` is private and takes the files meanwhile. Raises InvalidSpec with the reason.
+    gpgv runs confined, in a directory below `folder`. Raises InvalidSpec with the reason.
     """
-    call, written = host.shell.call, []
-
-    def put(name: str, content: bytes) -> Path:
-        path = folder / name
-        call(files.write_file, path, content, 0o600)
-        written.append(path)
-        return path
-
-    output = folder / "signed.out"
+    call, scratch = host.shell.call, folder / "signature"
+    call(files.make_directory, scratch, 0o700)
+    contents = {"keys": remove_armour(keys), "signed": signed, "signature": signature}
     try:
-        words: list[str | Path] = ["gpgv", "--quiet", "--status-fd", "1"]
-        words += ["--keyring", put("keys.gpg", remove_armour(keys))]
-        message = put("signed", signed)
-        if signature is None:
-            words += ["--output", output, "--", message]
-        else:
-            words += ["--", put("signature", signature), message]
-        status = host.shell.run(words, timeout_s=_TIMEOUT_S, check=False).stdout.decode(errors="replace")
+        for name, content in contents.items():
+            if content is not None:
+                call(files.write_file, scratch / name, content, 0o600)
+        what = ["--output", "output", "--", "signed"] if signature is None else ["--", "signature", "signed"]
+        words = ["gpgv", "--quiet", "--status-fd", "1", "--homedir", WORK, "--keyring", f"{WORK}/keys", *what]
+        done = run_confined(host, scratch, words, check=False)
+        status = done.stdout.decode(errors="replace")
+        if "[GNUPG:]" not in status:
+            raise HostError(
+                f"gpgv did not run: {done.stderr.strip()[-200:]}", hint="install the packages gpgv and bubblewrap"
+            )
         signers = _find_signers(status)
         if not signers:
             raise InvalidSpec(f"the signature is not good: {_explain(status)}", hint=_HINT)
@@ -72,10 +70,9 @@ def verify(
             raise InvalidSpec(
                 f"the signature is by {', '.join(sorted(signers))}, not by {' or '.join(fingerprints)}", hint=_HINT
             )
-        return signed if signature is not None else call(files.read_file, output)
+        return signed if signature is not None else call(files.read_file, scratch / "output")
     finally:
-        for path in [*written, output]:
-            call(files.remove, path)
+        call(files.remove, scratch)
 
 
 _HINT = "do not use it: tell whoever publishes it, or try another mirror; --insecure goes without"

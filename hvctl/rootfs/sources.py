@@ -50,7 +50,7 @@ _APPLICATION = re.compile(r"docker://|oci:|oci-archive:|docker-archive:")
 _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (_APPLICATION, "hvctl.rootfs.oci"),
     (re.compile(r"images:"), "hvctl.rootfs.simplestreams"),
-    (re.compile(r"(?:https?|file)://|/"), "hvctl.rootfs.imported"),
+    (re.compile(r"(?:https?|file)://|/|-$"), "hvctl.rootfs.imported"),
     (re.compile(r"[a-z0-9][a-z0-9.-]{0,62}$", re.ASCII), "hvctl.rootfs.catalogue"),
 )
 

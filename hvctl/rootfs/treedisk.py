@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hvctl.errors import InvalidSpec, Unsupported
+from hvctl.errors import InvalidSpec
 from hvctl.events import Note
 from hvctl.host import Host
 from hvctl.hostside import files, inroot
-from hvctl.model import Image, Provision
-from hvctl.rootfs import filesystem, intake, manifest, published
+from hvctl.model import Image
+from hvctl.rootfs import donor, filesystem, intake, manifest
 from hvctl.rootfs.building import Building, check_space
 from hvctl.rootfs.filesystem import KERNEL_ARGUMENTS
 from hvctl.rootfs.request import DEFAULT_DISK_BYTES
@@ -39,7 +39,7 @@ class _Kernel:
     arguments: tuple[str, ...]
     origin: str
     """For people: `image debian-12`, or where it is the tree's own, `the tree`."""
-    donor: Image | None = None
+    lender: Image | None = None
     """The image that lends it; None: it is in the tree."""
 
 
@@ -55,10 +55,10 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
             f"the tree of image {image.name!r} has no {_INITS[0]}, so it cannot run as a VM",
             hint="see what it is: hvctl image show",
         )
-    kernel = _find_own(host, tree) or _get_donors(host)
+    kernel = _find_own(host, tree) or _borrow(host, image)
     used_bytes = call(files.disk_usage, tree)
     check_space(host, f"making the disk of {image.name!r}", 2 * used_bytes + GIB // 4)
-    if kernel.donor is not None:
+    if kernel.lender is not None:
         work.events(Note(image.name, f"a VM of it gets the kernel {kernel.release} of {kernel.origin}"))
     disk = filesystem.make_disk(
         work,
@@ -99,34 +99,27 @@ def _find_own(host: Host, tree: Path) -> _Kernel | None:
     return _Kernel(release=newest, arguments=KERNEL_ARGUMENTS, origin="the tree")
 
 
-def _get_donors(host: Host) -> _Kernel:
-    """The kernel of the image that the settings name. Raises NotFound, or Unsupported when hvctl did not build that."""
-    name = host.config.image
-    image = published.get_image(host, name)
-    if image.kernel is None or image.initrd is None or image.provision is not Provision.CREDENTIALS:
-        raise Unsupported(
-            f"image {name!r}, which the settings name, has no kernel to give",
-            hint="hvctl image build debian-12; HVCTL_IMAGE=debian-12 hvctl ...",
-        )
-    arguments = (*image.kernel_arguments, *_FOREIGN_ARGUMENTS)
-    return _Kernel(release=image.kernel_release, arguments=arguments, origin=f"image {name}", donor=image)
+def _borrow(host: Host, image: Image) -> _Kernel:
+    lender = donor.get(host, image.name)
+    arguments = (*lender.kernel_arguments, *_FOREIGN_ARGUMENTS)
+    return _Kernel(release=lender.kernel_release, arguments=arguments, origin=f"image {lender.name}", lender=lender)
 
 
 def _find_missing_modules(host: Host, tree: Path, kernel: _Kernel) -> filesystem.Modules | None:
     call, places = host.shell.call, _module_places(kernel.release)
-    if kernel.donor is None or call(inroot.find, tree, places):
+    if kernel.lender is None or call(inroot.find, tree, places):
         return None
-    source = host.store.image_tree(kernel.donor.id)
+    source = host.store.image_tree(kernel.lender.id)
     has_merged_usr = call(files.is_link, tree / "lib")
     return filesystem.Modules(source=source / places[0], target=places[0] if has_merged_usr else places[1])
 
 
 def _place_boot_files(host: Host, tree: Path, kernel: _Kernel, aside: Path) -> None:
     call = host.shell.call
-    if kernel.donor is not None:
-        assert kernel.donor.kernel and kernel.donor.initrd
-        for artefact, target in ((kernel.donor.kernel, "vmlinuz"), (kernel.donor.initrd, "initrd")):
-            call(files.clone_file, host.store.image(kernel.donor.id) / artefact.file, aside / target, 0o444)
+    if kernel.lender is not None:
+        assert kernel.lender.kernel and kernel.lender.initrd
+        for artefact, target in ((kernel.lender.kernel, "vmlinuz"), (kernel.lender.initrd, "initrd")):
+            call(files.clone_file, host.store.image(kernel.lender.id) / artefact.file, aside / target, 0o444)
         return
     for source, target in ((f"vmlinuz-{kernel.release}", "vmlinuz"), (f"initrd.img-{kernel.release}", "initrd")):
         content = intake.read_in_tree(host, tree, f"boot/{source}", limit_bytes=_BOOT_FILE_LIMIT_BYTES)
