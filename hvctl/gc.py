@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl import images
+from hvctl import images, operation
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import query
+from hvctl.instances import layers, query
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance
 
@@ -101,10 +101,12 @@ def _collect_orphans(host: Host, *, remove: bool) -> list[Collected]:
 
 def list_orphans(host: Host) -> list[Path]:
     """Paths in the store that no instance owns. An instance that only the store's copy knows still owns its files."""
-    from hvctl.instances.recovery import list_lost
+    from hvctl.instances.lost import list_lost
 
     records = [instance.record for instance in host.instances()] + list_lost(host)
-    owned = {str(record.uuid) for record in records} | {layer for record in records for layer in record.layers}
+    owned = {str(record.uuid) for record in records} | layers.list_used(host)
+    for record in records:  # what a change that is under way has just made
+        owned |= layers.tops_of(record) | set(operation.arguments_of(record).values())
     return [
         folder / name
         for folder in (host.store.instances, host.store.layers)

@@ -9,11 +9,14 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
         <hvctl:variable name="K" value="V"/>
         <hvctl:mount source="/srv/data" target="/data" read-only="no" uid="1000" gid="1000"/>
       </hvctl:spec>
-      <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg"><hvctl:layer id="UUID"/></hvctl:root>
-      <(?:[a-z]+:)?container first-id="1879048192"/>
+      <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg" snapshot="UUID"><hvctl:layer id="UUID"/></hvctl:root>
+      <hvctl:container first-id="1879048192"/>
       <hvctl:interface network="hvctl" mac="52:..." address="10.1.2.3" device="hv0123456789"/>
       <hvctl:access user="root" provision="credentials" host-key="ssh-ed25519 AAAA..."><hvctl:key>...</hvctl:key></hvctl:access>
       <hvctl:label name="K" value="V"/>
+      <hvctl:snapshot id="UUID" name="before" layer="UUID" parent="" taken="2026-01-31T12:00:00Z" comment=""
+          consistency="frozen" purpose="user"/>
+      <hvctl:keep every="hourly" count="24"/>
       <hvctl:pending verb="create" step="root"><hvctl:argument name="K" value="V"/></hvctl:pending>
     </hvctl:instance>
 """
@@ -28,14 +31,28 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.errors import InvalidSpec, Unsupported
-from hvctl.model import AccelChoice, Accelerator, Mode, Mount, PendingOperation, Provision, Record, Spec
+from hvctl.model import (
+    AccelChoice,
+    Accelerator,
+    Consistency,
+    Mode,
+    Mount,
+    PendingOperation,
+    Provision,
+    Purpose,
+    Record,
+    Snapshot,
+    Spec,
+)
 
 PREFIX = "hvctl"
 URI = "urn:hvctl"
 SCHEMA = 1
 
 _NS = f"{{{URI}}}"
-_KNOWN = {_NS + tag for tag in ("spec", "root", "container", "interface", "access", "label", "pending")}
+_KNOWN = {
+    _NS + tag for tag in ("spec", "root", "container", "interface", "access", "label", "snapshot", "keep", "pending")
+}
 
 ElementTree.register_namespace(PREFIX, URI)
 
@@ -128,8 +145,14 @@ def _build(record: Record) -> Element:
     root = SubElement(
         top,
         f"{_NS}root",
-        {"image": record.image_id, "kernel": record.kernel_release, "accelerator": record.accelerator or ""},
+        {
+            "image": record.image_id,
+            "kernel": record.kernel_release,
+            "accelerator": record.accelerator or "",
+        },
     )
+    if record.current:
+        root.set("snapshot", record.current)
     for layer in record.layers:
         SubElement(root, f"{_NS}layer", {"id": layer})
     if record.first_id is not None:
@@ -144,6 +167,10 @@ def _build(record: Record) -> Element:
     for key in record.authorized_keys:
         SubElement(access, f"{_NS}key").text = key
     _add_pairs(top, "label", record.labels)
+    for snapshot in record.snapshots:
+        SubElement(top, f"{_NS}snapshot", _format_snapshot(snapshot))
+    for every, count in record.keep:
+        SubElement(top, f"{_NS}keep", {"every": every, "count": str(count)})
     if record.pending is not None:
         pending = SubElement(top, f"{_NS}pending", {"verb": record.pending.verb, "step": record.pending.step})
         _add_pairs(pending, "argument", record.pending.arguments)
@@ -177,6 +204,9 @@ def _parse(top: Element, name: str, uuid: UUID) -> Record:
         host_key=access.get("host-key", ""),
         authorized_keys=tuple(key.text or "" for key in access.findall(f"{_NS}key")),
         labels=_pairs(top, "label"),
+        snapshots=tuple(_parse_snapshot(item) for item in top.findall(f"{_NS}snapshot")),
+        current=root.get("snapshot", ""),
+        keep=tuple((item.attrib["every"], int(item.attrib["count"])) for item in top.findall(f"{_NS}keep")),
         unknown=tuple(ElementTree.tostring(child, encoding="unicode") for child in top if child.tag not in _KNOWN),
     )
     container, pending = top.find(f"{_NS}container"), top.find(f"{_NS}pending")
@@ -215,6 +245,32 @@ def _parse_spec(element: Element, name: str) -> Spec:
             )
             for mount in element.findall(f"{_NS}mount")
         ),
+    )
+
+
+def _format_snapshot(snapshot: Snapshot) -> dict[str, str]:
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "layer": snapshot.layer,
+        "parent": snapshot.parent,
+        "taken": snapshot.taken_at,
+        "comment": snapshot.comment,
+        "consistency": snapshot.consistency,
+        "purpose": snapshot.purpose,
+    }
+
+
+def _parse_snapshot(element: Element) -> Snapshot:
+    return Snapshot(
+        id=element.attrib["id"],
+        name=element.attrib["name"],
+        layer=element.attrib["layer"],
+        parent=element.get("parent", ""),
+        taken_at=element.get("taken", ""),
+        comment=element.get("comment", ""),
+        consistency=Consistency(element.attrib["consistency"]),
+        purpose=Purpose(element.attrib["purpose"]),
     )
 
 

@@ -13,11 +13,11 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, create, lifecycle, query
+from hvctl.instances import change, create, layers, lifecycle, query, snapshots
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, State
 from hvctl.operation import CLEAR
-from tests import tiny, victims, world
+from tests import stacks, tiny, victims, world
 
 pytestmark = pytest.mark.guest
 
@@ -29,6 +29,38 @@ class Scenario:
     needs_instance: bool
     act: Callable[[Host, Mode, str, Sink], object]
     is_done: Callable[[Host, str], bool]
+    prepare: Callable[[Host, str], object] = lambda host, name: None
+    """What is done to the instance before."""
+
+
+def _write(host: Host, name: str, value: int) -> None:
+    stacks.write(host, query.get(host, name).record, 0, value)
+
+
+def _take_one(host: Host, name: str) -> None:
+    """One snapshot, `one`, and something written since."""
+    _write(host, name, 1)
+    snapshots.take(host, name, snapshots.Take(name="one"))
+    _write(host, name, 2)
+
+
+def _content(host: Host, name: str) -> int:
+    record = query.get(host, name).record
+    return stacks.read(host, record, record.layers)[0]
+
+
+def _has_snapshot(host: Host, name: str, snapshot: str, value: int) -> bool:
+    """Whether it is listed; then it must hold what it should, and the rest too."""
+    record = query.get(host, name).record
+    found = next((item for item in record.snapshots if item.name == snapshot), None)
+    if found is not None:
+        assert stacks.read(host, record, layers.stack_of(host, found.layer))[0] == value
+    return found is not None
+
+
+def _is_reverted(host: Host, name: str) -> bool:
+    assert _has_snapshot(host, name, "one", 1)
+    return _content(host, name) == 1
 
 
 def _create(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
@@ -53,6 +85,10 @@ def _is_set(host: Host, name: str) -> bool:
     return instance.live.cpus == 2
 
 
+def _delete_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    return snapshots.delete(host, name, "one", events)
+
+
 SCENARIOS = {
     "create": Scenario(
         needs_instance=False,
@@ -75,6 +111,24 @@ SCENARIOS = {
             host, name, change.Changes(cpus=2, is_autostart=True), events
         ),
         is_done=_is_set,
+    ),
+    "snapshot-take": Scenario(
+        needs_instance=True,
+        prepare=lambda host, name: _write(host, name, 3),
+        act=lambda host, _mode, name, events: snapshots.take(host, name, snapshots.Take(name="new"), events),
+        is_done=lambda host, name: _content(host, name) == 3 and _has_snapshot(host, name, "new", 3),
+    ),
+    "snapshot-revert": Scenario(
+        needs_instance=True,
+        prepare=_take_one,
+        act=lambda host, _mode, name, events: snapshots.revert(host, name, "one", events=events),
+        is_done=_is_reverted,
+    ),
+    "snapshot-delete": Scenario(
+        needs_instance=True,
+        prepare=_take_one,
+        act=_delete_one,
+        is_done=lambda host, name: _content(host, name) == 2 and not _has_snapshot(host, name, "one", 1),
     ),
 }
 
@@ -118,6 +172,7 @@ def test_gc_settles_what_a_kill_left(host: Host, settings: Config, mode: Mode, n
     scenario = SCENARIOS[verb]
     if scenario.needs_instance:
         _create(host, mode, name)
+        scenario.prepare(host, name)
     before = world.look(host)
     _run_victim(settings, mode, verb, step, name)
     visible = [instance for instance in host.instances() if instance.name.startswith(name)]
@@ -139,6 +194,7 @@ def test_the_same_command_converges_after_a_kill(
     scenario = SCENARIOS[verb]
     if scenario.needs_instance:
         _create(host, mode, name)
+        scenario.prepare(host, name)
     _run_victim(settings, mode, verb, step, name)
     scenario.act(host, mode, name, ignore)
     assert scenario.is_done(host, name)
@@ -153,6 +209,7 @@ def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(
     scenario = SCENARIOS[verb]
     if scenario.needs_instance:
         _create(host, mode, name)
+        scenario.prepare(host, name)
     before = world.look(host)
 
     def interrupt(event: Event) -> None:

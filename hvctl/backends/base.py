@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
+from hvctl.backends.layers import Layers
 from hvctl.errors import HostError, InvalidSpec, Unsupported
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -74,6 +75,8 @@ class Backend(ABC):
     least_memory_bytes: ClassVar[int]
     example: ClassVar[Mapping[str, Any]]
     """What a record has in this mode only, with values that are the same on every machine."""
+    layers: ClassVar[Layers]
+    """What it does with the layers of a root."""
 
     @abstractmethod
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -146,6 +149,16 @@ class Backend(ABC):
         """Return when it can boot another kernel."""
         raise self._unsupported("shares the host's kernel", "update the host's: it is every container's")
 
+    @optional("snapshots with memory (snapshot take --memory)")
+    def check_memory(self) -> None:
+        """Return when its memory can be kept with a snapshot."""
+        raise self._unsupported("cannot keep its memory", "leave --memory away")
+
+    @optional("differences between snapshots, file by file (snapshot diff)")
+    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+        """What changed from one layer's stack to another's: (`added`, `changed` or `removed`, path), by path."""
+        raise self._unsupported("has its files in a disk that only its own kernel reads", "look inside: hvctl exec")
+
     @optional("exec with a terminal (exec --tty)")
     def check_terminal(self) -> None:
         """Return when `attach` can give a command a terminal."""
@@ -168,10 +181,9 @@ class Backend(ABC):
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         """Make the writable layer on the image."""
 
-    def discard_root(self, host: Host, record: Record) -> None:
-        """Remove its layers."""
-        for layer in record.layers:
-            host.shell.call(files.remove, host.store.layer(layer))
+    def release_root(self, host: Host, record: Record) -> None:
+        """Let go of its layers before they are removed."""
+        return
 
     @abstractmethod
     def format_values(self, host: Host, record: Record, image: Image) -> Values:

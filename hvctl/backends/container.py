@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.containerlayers import ContainerLayers
+from hvctl.backends.layers import Layers
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
 from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
@@ -37,6 +39,7 @@ class ContainerBackend(Backend):
     mode: ClassVar[Mode] = Mode.CONTAINER
     noun: ClassVar[str] = "a container"
     least_memory_bytes: ClassVar[int] = 16 * MIB
+    layers: ClassVar[Layers] = ContainerLayers()
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -107,14 +110,13 @@ class ContainerBackend(Backend):
 
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         layer, owner = host.store.layer(record.layers[-1]), record.first_id or 0
-        host.shell.call(roots.make_layer, layer, owner)
+        self.layers.create(host, record, image, record.layers[-1], "")
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             content = seed.format_files(record, secrets.host_key, secrets.user_data)
             host.shell.call(roots.add_files, layer, owner, "var/lib/cloud/seed/nocloud", content)
 
-    def discard_root(self, host: Host, record: Record) -> None:
+    def release_root(self, host: Host, record: Record) -> None:
         host.shell.call(roots.unmount, host.store.instance(record.uuid))
-        super().discard_root(host, record)
 
     def discard_files(self, host: Host, record: Record) -> None:
         host.shell.call(roots.unmount, host.store.instance(record.uuid))

@@ -13,6 +13,8 @@ from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.layers import Layers
+from hvctl.backends.vmlayers import VmLayers
 from hvctl.errors import HvctlError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import files, machine
@@ -20,7 +22,6 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
 from hvctl.units import MIB, TIB, format_size
 
-_QEMU_IMG_TIMEOUT_S = 60
 _PING_TIMEOUT_S = 2
 # Less, or more, is a slip of the pen rather than a wish.
 _LEAST_MEMORY_BYTES = 128 * MIB
@@ -41,6 +42,7 @@ class VmBackend(Backend):
     mode: ClassVar[Mode] = Mode.VM
     noun: ClassVar[str] = "a VM"
     least_memory_bytes: ClassVar[int] = _LEAST_MEMORY_BYTES
+    layers: ClassVar[Layers] = VmLayers()
     example: ClassVar[Mapping[str, Any]] = {"accelerator": Accelerator.TCG, "kernel_release": "6.1.0-1-cloud-amd64"}
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -81,6 +83,9 @@ class VmBackend(Backend):
     def check_kernel(self) -> None:
         return
 
+    def check_memory(self) -> None:
+        return
+
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         store, call = host.store, host.shell.call
         call(files.make_directory, store.instance(record.uuid), 0o711)
@@ -96,30 +101,7 @@ class VmBackend(Backend):
             call(files.clone_file, store.image(image.id) / artefact.file, path, 0o444)
 
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
-        assert image.disk is not None
-        layer = record.layers[-1]
-        host.shell.call(files.make_directory, host.store.layer(layer), 0o711)
-        size_bytes = record.spec.disk_bytes or image.disk.virtual_bytes
-        base = host.store.image(image.id) / image.disk.artefact.file
-        disk = host.store.layer_disk(layer)
-        host.shell.run(
-            [
-                "qemu-img",
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                image.disk.format,
-                "-b",
-                base,
-                "--",
-                disk,
-                str(size_bytes),
-            ],
-            timeout_s=_QEMU_IMG_TIMEOUT_S,
-        )
-        host.shell.call(files.set_mode, disk, 0o600)
+        self.layers.create(host, record, image, record.layers[-1], "")
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:
         store, spec, uuid = host.store, record.spec, record.uuid
@@ -162,17 +144,7 @@ class VmBackend(Backend):
 
     def finish_xml(self, host: Host, record: Record, image: Image, xml: str) -> str:
         """Name the whole backing chain, each file as one that libvirt must not give to the qemu user."""
-        assert image.disk is not None
-        domain = ElementTree.fromstring(xml)
-        top = str(host.store.layer_disk(record.layers[-1]))
-        below = [(str(host.store.layer_disk(layer)), "qcow2") for layer in reversed(record.layers[:-1])]
-        below.append((str(host.store.image(image.id) / image.disk.artefact.file), image.disk.format))
-        for disk in domain.iterfind("./devices/disk"):
-            source = disk.find("source")
-            if source is not None and source.get("file") == top:
-                _add_backing(disk, below)
-        ElementTree.indent(domain)
-        return ElementTree.tostring(domain, encoding="unicode") + "\n"
+        return self.layers.restack(host, record, image, xml)
 
     def rename(self, host: Host, record: Record, name: str) -> None:
         domains.rename(self._domain(host, record), name)
@@ -236,18 +208,3 @@ def _boot_files(host: Host, record: Record, image: Image) -> list[tuple[Artefact
     if image.kernel is None or image.initrd is None:
         return []
     return [(image.kernel, host.store.kernel(record.uuid)), (image.initrd, host.store.initrd(record.uuid))]
-
-
-def _add_backing(disk: ElementTree.Element, chain: list[tuple[str, str]]) -> None:
-    for old in disk.findall("backingStore"):
-        disk.remove(old)
-    parent = disk
-    for path, format_ in chain:
-        level = ElementTree.Element("backingStore", {"type": "file"})
-        ElementTree.SubElement(level, "format", {"type": format_})
-        source = ElementTree.SubElement(level, "source", {"file": path})
-        ElementTree.SubElement(source, "seclabel", {"model": "dac", "relabel": "no"})
-        at = [child.tag for child in parent].index("source") + 1
-        parent.insert(at, level)
-        parent = level
-    ElementTree.SubElement(parent, "backingStore")

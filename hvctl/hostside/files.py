@@ -118,6 +118,12 @@ def remove(path: Path) -> None:
             raise
 
 
+def remove_empty(path: Path) -> None:
+    """Remove a directory that has nothing in it; fine when it has, or is not there."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     import hashlib
@@ -174,6 +180,17 @@ def clone_file(source: Path, target: Path, mode: int) -> None:
             remaining = os.fstat(from_.fileno()).st_size
             while remaining > 0:
                 remaining -= os.copy_file_range(from_.fileno(), to.fileno(), remaining) or remaining
+
+
+def link_or_clone(source: Path, target: Path, folder: Path) -> None:
+    """A copy of a small file that is never written; one name more for an equal one, where a directory below `folder` has it."""
+    content = read_file(source, limit_bytes=1024**3)
+    for name in list_names(folder):
+        other = folder / name / target.name
+        if other != target and exists(other) and read_file(other, limit_bytes=1024**3) == content:
+            os.link(other, target)
+            return
+    clone_file(source, target, 0o444)
 
 
 def read_tail(path: Path, *, limit_bytes: int) -> bytes:

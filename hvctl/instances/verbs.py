@@ -6,7 +6,8 @@ what was interrupted from the same tables. The crash tests walk VERBS: a verb wi
 
 from __future__ import annotations
 
-from hvctl.instances import effects
+from hvctl.host import Host
+from hvctl.instances import effects, snapeffects
 from hvctl.model import Record
 from hvctl.operation import CLAIM, Step, Verb, arguments_of
 
@@ -38,7 +39,7 @@ DELETE = Verb(
 )
 
 
-def _has_new_name(record: Record) -> bool:
+def _has_new_name(_host: Host, record: Record) -> bool:
     return record.name == arguments_of(record)["to"]
 
 
@@ -79,4 +80,53 @@ KERNEL = Verb(
     commit="fetch",
 )
 
-VERBS = {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL)}
+
+def _is_taken(host: Host, record: Record) -> bool:
+    assert record.pending is not None
+    reached, commit = (TAKE.index(step) for step in (record.pending.step, TAKE.commit))
+    return reached > commit or (reached == commit and snapeffects.is_taken(host, record))
+
+
+TAKE = Verb(
+    name="snapshot-take",
+    steps=(
+        Step(name="files", undo=snapeffects.discard_snapshot_files),
+        Step(name="layer", undo=snapeffects.discard_new_layer),
+        Step(name="freeze", undo=snapeffects.thaw),
+        Step(name="fill"),
+        Step(name="switch"),
+        Step(name="thaw", redo=snapeffects.thaw),
+        Step(name="define", redo=snapeffects.agree),
+        Step(name="seal", redo=snapeffects.seal),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="switch",
+    abandon=snapeffects.forget_snapshot,
+    has_committed=_is_taken,
+    outcome=snapeffects.taken,
+)
+
+REVERT = Verb(
+    name="snapshot-revert",
+    steps=(
+        Step(name="layer", undo=snapeffects.discard_new_layer),
+        Step(name="state", undo=snapeffects.discard_state),
+        Step(name="define"),
+        Step(name="swap", redo=snapeffects.swap_state),
+        Step(name="free", redo=snapeffects.free_old),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+FORGET = Verb(
+    name="snapshot-delete",
+    steps=(
+        Step(name="files", redo=snapeffects.discard_snapshot_files),
+        Step(name="free", redo=snapeffects.free_old),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit=CLAIM,
+)
+
+VERBS = {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL, TAKE, REVERT, FORGET)}

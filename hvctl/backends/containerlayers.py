@@ -1,0 +1,71 @@
+"""Layers of containers: directories that an overlay is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from hvctl.backends.layers import Layers
+from hvctl.errors import NotFound
+from hvctl.host import Host
+from hvctl.hostside import files, layers, roots
+from hvctl.libvirtapi import domains
+from hvctl.model import Image, Mode, Record
+from hvctl.shell.base import Argument
+
+_COPY_TIMEOUT_S = 3600
+
+
+class ContainerLayers(Layers):
+    grows_while_running = False
+    is_replaced_while_running = False
+
+    def create(self, host: Host, record: Record, image: Image, layer: str, parent: str) -> None:
+        host.shell.call(roots.make_layer, host.store.layer(layer), record.first_id or 0, parent)
+
+    def seal(self, host: Host, layer: str) -> None:
+        """Nothing: no container has its upper directory as anything but a read-only lower one from now on."""
+
+    def is_untouched(self, host: Host, layer: str) -> bool:
+        parent = host.shell.call(layers.read_facts, host.store.layer(layer)).parent
+        below = host.store.layer_upper(parent) if parent else None
+        return host.shell.call(layers.is_untouched_upper, host.store.layer_upper(layer), below)
+
+    def measure_running(self, host: Host, record: Record) -> int:
+        return host.shell.call(files.disk_usage, host.store.layer(record.layers[-1]))
+
+    def find_freezer(self, host: Host, record: Record) -> str:
+        return ""
+
+    def freeze(self, host: Host, record: Record) -> None:
+        domains.pause(_domain(host, record))
+
+    def thaw(self, host: Host, record: Record) -> None:
+        with contextlib.suppress(NotFound):
+            domain = _domain(host, record)
+            if domains.is_active(domain) and not domains.is_running(domain):
+                domains.resume(domain)
+
+    def fill(self, host: Host, record: Record, layer: str) -> None:
+        """By cp(1), which keeps whiteouts, hard links, holes and all attributes, and shares blocks where it can."""
+        source, target = host.store.layer_upper(record.layers[-1]), host.store.layer_upper(layer)
+        words: list[Argument] = ["cp", "--archive", "--reflink=auto", "--", f"{source}/.", target]
+        host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
+
+    def adapt_copy(self, domain: ElementTree.Element, record: Record) -> None:
+        for element in (*domain.iterfind("idmap/uid"), *domain.iterfind("idmap/gid")):
+            if element.get("start") == "0":
+                element.set("target", str(record.first_id or 0))
+
+    def merge(self, host: Host, image: Image, run: tuple[str, ...], aside: Path) -> None:
+        store, call = host.store, host.shell.call
+        highest, lowest = (call(layers.read_facts, store.layer(layer)) for layer in (run[-1], run[0]))
+        call(files.make_directory, aside, 0o700)
+        call(layers.merge_uppers, tuple(store.layer_upper(layer) for layer in run), aside / "upper")
+        call(layers.write_facts, aside, layers.Facts(highest.first_id, lowest.parent))
+
+
+def _domain(host: Host, record: Record) -> Any:
+    return domains.get(host.connection(Mode.CONTAINER), record.uuid)

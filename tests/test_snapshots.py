@@ -1,0 +1,210 @@
+"""Snapshots and copies of instances that are off: against a pure model, and what is refused. Both modes."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from hvctl import gc
+from hvctl.config import Config
+from hvctl.errors import AlreadyExists, HvctlError, InvalidSpec, NotFound, Unsupported, WrongState
+from hvctl.host import Host
+from hvctl.instances import create, layers, lifecycle, query, snapshots
+from hvctl.instances.snapshots import Take
+from hvctl.model import Mode, Record
+from tests import stacks, tiny, world
+from tests.cli import run
+
+pytestmark = pytest.mark.guest
+
+
+def make(host: Host, mode: Mode, name: str) -> Record:
+    create.create(host, create.Request(spec=tiny.make_spec(name, mode), start=False))
+    return query.get(host, name).record
+
+
+@pytest.fixture
+def name(host: Host, tiny_image: str) -> Iterator[str]:
+    """A free prefix of names; whatever stands under it afterwards is deleted, and then the world must be as before."""
+    free = f"snap-{secrets.token_hex(3)}"
+    before = world.look(host)
+    yield free
+    for instance in host.instances():
+        if instance.name.startswith(free):
+            lifecycle.delete(host, instance.name)
+    assert world.differences(before, world.look(host)) == []
+
+
+def content_of(host: Host, name: str, snapshot: str = "") -> stacks.Content:
+    record = query.get(host, name).record
+    if not snapshot:
+        return stacks.read(host, record, record.layers)
+    layer = snapshots.get_snapshot(record, snapshot).layer
+    return stacks.read(host, record, layers.stack_of(host, layer))
+
+
+def write(host: Host, name: str, slot: int, value: int) -> None:
+    stacks.write(host, query.get(host, name).record, slot, value)
+
+
+def test_a_revert_brings_back_what_was_and_keeps_later_snapshots(host: Host, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    write(host, name, 0, 1)
+    snapshots.take(host, name, Take(name="one", comment="first"))
+    write(host, name, 0, 2)
+    write(host, name, 1, 7)
+    snapshots.take(host, name, Take(name="two"))
+    write(host, name, 0, 0)
+    two = content_of(host, name, "two")
+    assert (two[0], two[1], content_of(host, name)[0]) == (2, 7, 0)
+
+    assert snapshots.revert(host, name, "one") is False
+    assert content_of(host, name) == content_of(host, name, "one") == (1, *stacks.EMPTY[1:])
+    assert content_of(host, name, "two") == two
+    listed = snapshots.list_snapshots(query.get(host, name).record)
+    assert [(item.name, item.comment) for item in listed] == [("one", "first"), ("two", "")]
+
+
+def test_sizes_and_definition_come_back_and_the_name_stays(host: Host, settings: Config, mode: Mode, name: str) -> None:
+    before = make(host, mode, name)
+    snapshots.take(host, name, Take(name="one"))
+    assert run(settings, "set", name, "--cpus", "2", "--memory", "256MiB").status == 0
+    assert run(settings, "rename", name, f"{name}-new").status == 0
+    snapshots.revert(host, f"{name}-new", "one")
+    after = query.get(host, f"{name}-new")
+    assert (after.live.cpus, after.record.spec.cpus) == (1, 1)
+    assert after.record.spec.memory_bytes == before.spec.memory_bytes
+    assert (after.record.uuid, after.record.address, after.record.mac) == (before.uuid, before.address, before.mac)
+
+
+def test_snapshots_go_in_any_order_and_layers_with_the_last_who_stands_on_them(
+    host: Host, mode: Mode, name: str
+) -> None:
+    make(host, mode, name)
+    for number in range(1, 5):
+        write(host, name, number, number)
+        snapshots.take(host, name, Take(name=f"s{number}"))
+    contents = {f"s{number}": content_of(host, name, f"s{number}") for number in range(1, 5)}
+    snapshots.revert(host, name, "s2")
+    for gone in ("s1", "s4", "s2", "s3"):
+        snapshots.delete(host, name, gone)
+        del contents[gone]
+        assert {other: content_of(host, name, other) for other in contents} == contents
+        assert content_of(host, name)[:4] == (0, 1, 2, 0)
+    record = query.get(host, name).record
+    assert (record.snapshots, record.current) == ((), "")
+    assert len(record.layers) == len(os.listdir(host.store.layers)) == 3  # s3 and s4 went with their names
+    assert gc.collect(host) == ()
+
+
+def test_an_untouched_top_gets_a_name_and_no_layer(host: Host, mode: Mode, name: str) -> None:
+    before = make(host, mode, name)
+    for number in range(3):
+        snapshots.take(host, name, Take(name=f"s{number}"))
+    assert query.get(host, name).record.layers == before.layers
+    write(host, name, 0, 5)
+    snapshots.revert(host, name, "s1")
+    assert content_of(host, name) == stacks.EMPTY
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(host: Host, settings: Config, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    write(host, name, 0, 1)
+    snapshots.take(host, name, Take(name="one"))
+    before = world.look(host)
+    for error, deed in (
+        (NotFound, lambda: snapshots.revert(host, name, "other")),
+        (NotFound, lambda: snapshots.delete(host, name, "other")),
+        (NotFound, lambda: snapshots.take(host, f"{name}-x", Take())),
+        (AlreadyExists, lambda: snapshots.take(host, name, Take(name="one"))),
+        (InvalidSpec, lambda: snapshots.take(host, name, Take(name="../x"))),
+        (InvalidSpec, lambda: snapshots.take(host, name, Take(name="auto-x"))),
+        (InvalidSpec, lambda: snapshots.take(host, name, Take(name="x", comment="a\nb"))),
+        (
+            {Mode.VM: WrongState, Mode.CONTAINER: Unsupported}[mode],
+            lambda: snapshots.take(host, name, Take(with_memory=True)),
+        ),
+    ):
+        with pytest.raises(error) as refused:
+            deed()
+        assert "\n" not in refused.value.message
+    assert world.differences(before, world.look(host)) == []
+    done = run(settings, "snapshot", "revert", name, "other", "--yes")
+    assert (done.status, done.err.count("\n")) == (3, 1), done.err
+
+
+@dataclass
+class Known:
+    """What the model knows of one instance."""
+
+    now: stacks.Content = stacks.EMPTY
+    snapshots: dict[str, stacks.Content] = field(default_factory=dict)
+
+
+def play(host: Host, mode: Mode, name: str, *, seed: int, operations: int, limit_s: float) -> int:
+    """Random operations on instances and on a model of them; after each, what was touched must be equal, at the end all."""
+    dice = random.Random(seed)
+    known = {name: Known()}
+    make(host, mode, name)
+    started_s, done = time.monotonic(), 0
+    for number in range(operations):
+        if time.monotonic() - started_s > limit_s:
+            break
+        one = dice.choice(sorted(known))
+        step(host, dice, known, one, number)
+        if one in known:
+            assert content_of(host, one) == known[one].now, (number, one)
+            for snapshot in dice.sample(sorted(known[one].snapshots), min(2, len(known[one].snapshots))):
+                assert content_of(host, one, snapshot) == known[one].snapshots[snapshot], (number, one, snapshot)
+        done += 1
+    for one, model in known.items():
+        assert content_of(host, one) == model.now
+        found = snapshots.list_snapshots(query.get(host, one).record)
+        assert {item.name: content_of(host, one, item.name) for item in found} == model.snapshots
+    assert gc.collect(host) == ()  # and no layer without an owner
+    return done
+
+
+def step(host: Host, dice: random.Random, known: dict[str, Known], one: str, number: int) -> None:
+    model = known[one]
+    deed = dice.choices(("write", "take", "revert", "delete", "copy", "remove"), (8, 6, 4, 4, 2, 1))[0]
+    if deed == "write":
+        slot, value = dice.randrange(stacks.SLOTS), dice.choice((0, *range(1, 256)))
+        write(host, one, slot, value)
+        model.now = (*model.now[:slot], value, *model.now[slot + 1 :])
+    elif deed == "take":
+        taken = f"s{number}"
+        snapshots.take(host, one, Take(name=taken))
+        model.snapshots[taken] = model.now
+    elif deed in ("revert", "delete") and model.snapshots:
+        snapshot = dice.choice(sorted(model.snapshots))
+        if deed == "revert":
+            snapshots.revert(host, one, snapshot)
+            model.now = model.snapshots[snapshot]
+        else:
+            snapshots.delete(host, one, snapshot)
+            del model.snapshots[snapshot]
+
+
+def test_random_operations_agree_with_a_model(host: Host, mode: Mode, name: str) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    done = play(host, mode, name, seed=seed, operations=500, limit_s=20)
+    print(f"{done} operations")
+    assert done > 20
+
+
+@pytest.mark.long
+def test_five_hundred_random_operations_agree_with_a_model(host: Host, mode: Mode, name: str) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    assert play(host, mode, name, seed=seed, operations=500, limit_s=3600) == 500
+
+
+__all__ = ["HvctlError"]
