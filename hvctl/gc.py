@@ -14,9 +14,9 @@ from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import layers, query
+from hvctl.instances import layers, query, snapshots
 from hvctl.instances.recovery import settle
-from hvctl.model import Instance
+from hvctl.model import Instance, Purpose, Record, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ def collect(
     host.require_root("gc")
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
+    found += _collect_copies(host, dry_run)
     found += _collect_building(host, dry_run)
     found += [] if dry_run else _prune_images(host)
     found += _collect_orphans(host, remove=orphans and not dry_run)
@@ -62,6 +63,30 @@ def _settle(host: Host, instance: Instance, dry_run: bool) -> Collected:
         return Collected(what=what, action=f"left alone: {pending.verb} is under way", is_done=False)
     except HvctlError as error:
         return Collected(what=what, action=f"failed: {error.message}", is_done=False)
+
+
+def _collect_copies(host: Host, dry_run: bool) -> list[Collected]:
+    """Snapshots that were taken for a copy whose process is gone."""
+    found = []
+    for instance in host.instances():
+        if instance.record.pending is None and _copy_snapshots(instance.record):
+            what = f"instance {instance.name}"
+            action = "what an interrupted copy needed of it is removed"
+            if not dry_run:
+                try:
+                    with host.lock(instance.name):
+                        for snapshot in _copy_snapshots(record := query.get(host, instance.name).record):
+                            snapshots.delete_locked(host, record, snapshot, ignore)
+                            record = query.get(host, instance.name).record
+                except HvctlError as error:
+                    found.append(Collected(what=what, action=f"left alone: {error.message}", is_done=False))
+                    continue
+            found.append(Collected(what=what, action=action, is_done=not dry_run))
+    return found
+
+
+def _copy_snapshots(record: Record) -> list[Snapshot]:
+    return [item for item in record.snapshots if item.purpose is Purpose.COPY]
 
 
 def _collect_building(host: Host, dry_run: bool) -> list[Collected]:

@@ -13,7 +13,7 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, create, layers, lifecycle, query, snapshots
+from hvctl.instances import change, copies, create, layers, lifecycle, query, snapshots
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, State
 from hvctl.operation import CLEAR
@@ -89,6 +89,16 @@ def _delete_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
     return snapshots.delete(host, name, "one", events)
 
 
+def _copy_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    request = copies.Request(source=name, snapshot="one", name=f"{name}-new", start=False)
+    return copies.copy(host, request, events)
+
+
+def _is_copied(host: Host, name: str) -> bool:
+    assert (_content(host, name), _has_snapshot(host, name, "one", 1)) == (2, True)
+    return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
+
+
 SCENARIOS = {
     "create": Scenario(
         needs_instance=False,
@@ -111,6 +121,12 @@ SCENARIOS = {
             host, name, change.Changes(cpus=2, is_autostart=True), events
         ),
         is_done=_is_set,
+    ),
+    "copy": Scenario(
+        needs_instance=True,
+        prepare=_take_one,
+        act=_copy_one,
+        is_done=_is_copied,
     ),
     "snapshot-take": Scenario(
         needs_instance=True,

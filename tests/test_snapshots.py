@@ -13,9 +13,9 @@ import pytest
 
 from hvctl import gc
 from hvctl.config import Config
-from hvctl.errors import AlreadyExists, HvctlError, InvalidSpec, NotFound, Unsupported, WrongState
+from hvctl.errors import AlreadyExists, InvalidSpec, NotFound, Unsupported, UsageError, WrongState
 from hvctl.host import Host
-from hvctl.instances import create, layers, lifecycle, query, snapshots
+from hvctl.instances import copies, create, layers, lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
 from tests import stacks, tiny, world
@@ -139,6 +139,53 @@ def test_what_cannot_be_is_refused_and_changes_nothing(host: Host, settings: Con
     assert (done.status, done.err.count("\n")) == (3, 1), done.err
 
 
+def test_a_copy_is_another_machine_and_outlives_its_source(host: Host, mode: Mode, name: str) -> None:
+    source = make(host, mode, name)
+    write(host, name, 0, 1)
+    snapshots.take(host, name, Take(name="one"))
+    write(host, name, 0, 2)
+    for number, request in enumerate(
+        (
+            copies.Request(source=name, name=f"{name}-0", start=False),
+            copies.Request(source=name, name=f"{name}-1", snapshot="one", start=False),
+            copies.Request(source=name, name=f"{name}-2", is_full=True, start=False),
+            copies.Request(source=f"{name}-1", name=f"{name}-3", start=False),
+        )
+    ):
+        copies.copy(host, request)
+        assert content_of(host, f"{name}-{number}")[0] == (2, 1, 2, 1)[number]
+    records = [source, *(query.get(host, f"{name}-{number}").record for number in range(4))]
+    for field_name in ("uuid", "mac", "address", "host_key"):
+        assert len({getattr(record, field_name) for record in records}) == 5
+    assert set(records[1].layers) & set(query.get(host, name).record.layers)
+    assert not set(records[3].layers) & set(query.get(host, name).record.layers)
+    assert all(record.snapshots == () for record in records[1:])
+    xml = query.get_xml(host, query.get(host, f"{name}-3"))
+    for foreign in (source.uuid, source.mac, source.device, records[2].uuid, records[2].mac):
+        assert str(foreign) not in xml
+
+    lifecycle.delete(host, name)
+    lifecycle.delete(host, f"{name}-1")
+    assert [content_of(host, f"{name}-{number}")[0] for number in (0, 2, 3)] == [2, 2, 1]
+    assert gc.collect(host) == ()
+
+
+def test_what_is_no_copy_is_refused(host: Host, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    make(host, mode, f"{name}-x")
+    before = world.look(host)
+    for error, options in (
+        (NotFound, {"source": f"{name}-y", "name": f"{name}-z"}),
+        (NotFound, {"source": name, "name": f"{name}-z", "snapshot": "none"}),
+        (AlreadyExists, {"source": name, "name": f"{name}-x"}),
+        (UsageError, {"source": name, "name": name}),
+        (InvalidSpec, {"source": name, "name": "A b"}),
+    ):
+        with pytest.raises(error):
+            copies.copy(host, copies.Request(start=False, **options))  # type: ignore[arg-type]
+    assert world.differences(before, world.look(host)) == []
+
+
 @dataclass
 class Known:
     """What the model knows of one instance."""
@@ -158,10 +205,11 @@ def play(host: Host, mode: Mode, name: str, *, seed: int, operations: int, limit
             break
         one = dice.choice(sorted(known))
         step(host, dice, known, one, number)
-        if one in known:
-            assert content_of(host, one) == known[one].now, (number, one)
-            for snapshot in dice.sample(sorted(known[one].snapshots), min(2, len(known[one].snapshots))):
-                assert content_of(host, one, snapshot) == known[one].snapshots[snapshot], (number, one, snapshot)
+        for touched in {one, *(other for other in known if other.endswith(f"-{number}"))} & set(known):
+            model = known[touched]
+            assert content_of(host, touched) == model.now, (number, touched)
+            for snapshot in dice.sample(sorted(model.snapshots), min(2, len(model.snapshots))):
+                assert content_of(host, touched, snapshot) == model.snapshots[snapshot], (number, touched, snapshot)
         done += 1
     for one, model in known.items():
         assert content_of(host, one) == model.now
@@ -190,6 +238,15 @@ def step(host: Host, dice: random.Random, known: dict[str, Known], one: str, num
         else:
             snapshots.delete(host, one, snapshot)
             del model.snapshots[snapshot]
+    elif deed == "copy" and len(known) < 4:
+        source = dice.choice(["", *sorted(model.snapshots)])
+        new = f"{min(known)}-{number}"
+        is_full = dice.random() < 0.3
+        copies.copy(host, copies.Request(source=one, snapshot=source, name=new, is_full=is_full, start=False))
+        known[new] = Known(now=model.snapshots[source] if source else model.now)
+    elif deed == "remove" and len(known) > 1 and one != min(known):
+        lifecycle.delete(host, one)
+        del known[one]
 
 
 def test_random_operations_agree_with_a_model(host: Host, mode: Mode, name: str) -> None:
@@ -205,6 +262,3 @@ def test_five_hundred_random_operations_agree_with_a_model(host: Host, mode: Mod
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     assert play(host, mode, name, seed=seed, operations=500, limit_s=3600) == 500
-
-
-__all__ = ["HvctlError"]

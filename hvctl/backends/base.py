@@ -46,6 +46,8 @@ class Secrets:
     """Private ssh host key, OpenSSH format."""
     user_data: bytes = field(default=b"", repr=False)
     """cloud-init user data; empty for none."""
+    is_copy: bool = False
+    """Whether its root is another instance's, whose machine id it must not keep."""
 
 
 @dataclass(frozen=True, kw_only=True)

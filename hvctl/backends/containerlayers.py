@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
 from hvctl.hostside import files, layers, roots
 from hvctl.libvirtapi import domains
-from hvctl.model import Image, Mode, Record
+from hvctl.model import Image, Mode, Provision, Record
 from hvctl.shell.base import Argument
 
 _COPY_TIMEOUT_S = 3600
@@ -59,12 +60,22 @@ class ContainerLayers(Layers):
             if element.get("start") == "0":
                 element.set("target", str(record.first_id or 0))
 
-    def merge(self, host: Host, image: Image, run: tuple[str, ...], aside: Path) -> None:
+    def begin_copy(self, host: Host, record: Record, host_key: bytes) -> None:
+        """An empty machine id: systemd takes its container's UUID for it then (machine-id(5))."""
+        owner, top = record.first_id or 0, host.store.layer(record.layers[-1])
+        below = [host.store.layer_upper(layer) for layer in reversed(record.layers[:-1])]
+        below.append(host.store.image_tree(record.image_id))
+        host.shell.call(roots.reset_machine_id, top, owner, below)
+        if record.provision is Provision.NOCLOUD:
+            content = seed.format_files(record, host_key, b"")
+            host.shell.call(roots.add_files, top, owner, "var/lib/cloud/seed/nocloud", content)
+
+    def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
         store, call = host.store, host.shell.call
-        highest, lowest = (call(layers.read_facts, store.layer(layer)) for layer in (run[-1], run[0]))
+        highest = call(layers.read_facts, store.layer(run[-1]))
         call(files.make_directory, aside, 0o700)
         call(layers.merge_uppers, tuple(store.layer_upper(layer) for layer in run), aside / "upper")
-        call(layers.write_facts, aside, layers.Facts(highest.first_id, lowest.parent))
+        call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
 
 
 def _domain(host: Host, record: Record) -> Any:

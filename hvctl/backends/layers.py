@@ -87,13 +87,17 @@ class Layers(ABC):
         """Give a definition that is a copy what only this mode has of an identity."""
         return
 
+    def begin_copy(self, host: Host, record: Record, host_key: bytes) -> None:
+        """Put into the new top of a copy what makes it another machine at its first boot."""
+        return
+
     def discard(self, host: Host, layer: str) -> None:
         """Remove a layer."""
         host.shell.call(files.remove, host.store.layer(layer))
 
     @abstractmethod
-    def merge(self, host: Host, image: Image, run: tuple[str, ...], aside: Path) -> None:
-        """Make one layer, in a directory aside, that shows on what is below `run` what `run` shows; lowest first."""
+    def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
+        """Make one layer, in a directory aside, that shows on `parent` what `run` (lowest first) shows on what it stands on."""
 
     def group(self, host: Host, run: tuple[str, ...]) -> list[tuple[str, ...]]:
         """A run of layers as the runs that can be merged: only what was written with the same owners."""

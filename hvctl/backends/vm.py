@@ -95,7 +95,7 @@ class VmBackend(Backend):
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             from hvctl import seed
 
-            content = seed.make_nocloud(record, secrets.host_key, secrets.user_data)
+            content = seed.make_nocloud(record, secrets.host_key, secrets.user_data, is_copy=secrets.is_copy)
             call(files.write_file, store.seed(record.uuid), content, 0o600)
         for artefact, path in _boot_files(host, record, image):
             call(files.clone_file, store.image(image.id) / artefact.file, path, 0o444)

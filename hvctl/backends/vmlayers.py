@@ -170,10 +170,9 @@ class VmLayers(Layers):
             words = [word for word in (line.text or "").split() if not word.startswith("systemd.machine_id=")]
             line.text = " ".join([*words, f"systemd.machine_id={record.uuid.hex}"])
 
-    def merge(self, host: Host, image: Image, run: tuple[str, ...], aside: Path) -> None:
+    def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
         """A copy of the highest, into which is written what it would read from the others: the copy is nobody's yet."""
         store, call = host.store, host.shell.call
-        parent = call(layers.read_facts, store.layer(run[0])).parent
         base, format_ = base_of(host, image) if not parent else (store.layer_disk(parent), "qcow2")
         call(files.make_directory, aside, 0o711)
         disk = aside / "disk.qcow2"

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,25 @@ def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]
     for name, data in content.items():
         files.write_file(path / name, data, 0o600)
         os.chown(path / name, owner, owner)
+
+
+def reset_machine_id(layer: Path, owner: int, below: Sequence[Path]) -> None:
+    """Let a layer that no container has seen yet say that there is no machine id; `below`: what it stands on, topmost first.
+
+    Nothing in a tree that a container wrote is followed or opened.
+    """
+    for tree in below:
+        if not os.path.lexists(tree / "etc"):
+            continue
+        facts = os.lstat(tree / "etc")
+        if not stat.S_ISDIR(facts.st_mode):
+            return
+        etc = layer / "upper" / "etc"
+        files.make_directory(etc, stat.S_IMODE(facts.st_mode))
+        os.chown(etc, owner, owner)
+        files.write_file(etc / "machine-id", b"", 0o444)
+        os.chown(etc / "machine-id", owner, owner)
+        return
 
 
 def _mount_root(root: Root) -> None:

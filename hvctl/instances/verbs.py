@@ -6,6 +6,8 @@ what was interrupted from the same tables. The crash tests walk VERBS: a verb wi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hvctl.host import Host
 from hvctl.instances import effects, snapeffects
 from hvctl.model import Record
@@ -24,6 +26,8 @@ CREATE = Verb(
     commit="define",
     abandon=effects.undefine,
 )
+
+COPY = replace(CREATE, name="copy")
 
 DELETE = Verb(
     name="delete",
@@ -129,4 +133,4 @@ FORGET = Verb(
     commit=CLAIM,
 )
 
-VERBS = {verb.name: verb for verb in (CREATE, DELETE, RENAME, SET, KERNEL, TAKE, REVERT, FORGET)}
+VERBS = {verb.name: verb for verb in (CREATE, COPY, DELETE, RENAME, SET, KERNEL, TAKE, REVERT, FORGET)}
