@@ -14,7 +14,7 @@ from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import layers, query, snapshots
+from hvctl.instances import compact, layers, query, snapshots
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance, Purpose, Record, Snapshot
 
@@ -39,6 +39,7 @@ def collect(
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
     found += _collect_copies(host, dry_run)
+    found += [] if dry_run else _compact(host, events)
     found += _collect_building(host, dry_run)
     found += [] if dry_run else _prune_images(host)
     found += _collect_orphans(host, remove=orphans and not dry_run)
@@ -82,6 +83,22 @@ def _collect_copies(host: Host, dry_run: bool) -> list[Collected]:
                     found.append(Collected(what=what, action=f"left alone: {error.message}", is_done=False))
                     continue
             found.append(Collected(what=what, action=action, is_done=not dry_run))
+    return found
+
+
+def _compact(host: Host, events: Sink) -> list[Collected]:
+    """Stacks that have become deep."""
+    found = []
+    for instance in host.instances():
+        if instance.record.pending is None and len(instance.record.layers) >= layers.COMPACT_FROM:
+            what = f"instance {instance.name}"
+            try:
+                count = compact.compact(host, instance.name, events=events)
+            except HvctlError as error:
+                found.append(Collected(what=what, action=f"not compacted: {error.message}", is_done=False))
+                continue
+            if count:
+                found.append(Collected(what=what, action=f"{count} of its layers merged into others", is_done=True))
     return found
 
 

@@ -23,11 +23,11 @@ EMPTY: Content = (0,) * SLOTS
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def write(host: Host, record: Record, slot: int, value: int) -> None:
-    """Write into the top of an instance that is off."""
+def write(host: Host, record: Record, slot: int, value: int, *, offset_bytes: int = 0) -> None:
+    """Write into the top of an instance that is off; `offset_bytes`: where on a VM's disk its slots begin."""
     if record.mode is Mode.VM:
         disk = host.store.layer_disk(record.layers[-1])
-        command = f"write -P {value} {slot * SLOT_BYTES} {SLOT_BYTES}"
+        command = f"write -P {value} {offset_bytes + slot * SLOT_BYTES} {SLOT_BYTES}"
         words = ["qemu-io", "-f", "qcow2", "-c", command, str(disk)]
         subprocess.run(words, check=True, capture_output=True, timeout=60)
         return

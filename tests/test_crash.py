@@ -13,7 +13,7 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, copies, create, layers, lifecycle, query, snapshots
+from hvctl.instances import change, compact, copies, create, layers, lifecycle, query, snapshots
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, State
 from hvctl.operation import CLEAR
@@ -94,6 +94,21 @@ def _copy_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
     return copies.copy(host, request, events)
 
 
+def _make_deep(host: Host, name: str) -> None:
+    """Four layers, of which the lowest two are nobody's."""
+    for value in (1, 2, 3):
+        _write(host, name, value)
+        snapshots.take(host, name, snapshots.Take(name=f"s{value}"))
+    _write(host, name, 4)
+    for value in (1, 2):
+        snapshots.delete(host, name, f"s{value}")
+
+
+def _is_compact(host: Host, name: str) -> bool:
+    assert (_content(host, name), _has_snapshot(host, name, "s3", 3)) == (4, True)
+    return len(query.get(host, name).record.layers) == 2
+
+
 def _is_copied(host: Host, name: str) -> bool:
     assert (_content(host, name), _has_snapshot(host, name, "one", 1)) == (2, True)
     return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
@@ -127,6 +142,12 @@ SCENARIOS = {
         prepare=_take_one,
         act=_copy_one,
         is_done=_is_copied,
+    ),
+    "compact": Scenario(
+        needs_instance=True,
+        prepare=_make_deep,
+        act=lambda host, _mode, name, events: compact.compact(host, name, depth=2, events=events),
+        is_done=_is_compact,
     ),
     "snapshot-take": Scenario(
         needs_instance=True,

@@ -15,7 +15,7 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.errors import AlreadyExists, InvalidSpec, NotFound, Unsupported, UsageError, WrongState
 from hvctl.host import Host
-from hvctl.instances import copies, create, layers, lifecycle, query, snapshots
+from hvctl.instances import compact, copies, create, layers, lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
 from tests import stacks, tiny, world
@@ -183,6 +183,50 @@ def test_what_is_no_copy_is_refused(host: Host, mode: Mode, name: str) -> None:
     ):
         with pytest.raises(error):
             copies.copy(host, copies.Request(start=False, **options))  # type: ignore[arg-type]
+    assert world.differences(before, world.look(host)) == []
+
+
+def deepen(host: Host, name: str, count: int, *, offset_bytes: int = 0) -> None:
+    """One snapshot on another, each with something written."""
+    for number in range(count):
+        record = query.get(host, name).record
+        stacks.write(host, record, number % stacks.SLOTS, number % 255 + 1, offset_bytes=offset_bytes)
+        snapshots.take(host, name, Take(name=f"s{number}"))
+
+
+def test_a_stack_is_compacted_and_shows_the_same_to_all_who_stand_on_it(host: Host, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    write(host, name, 7, 9)
+    deepen(host, name, layers.COMPACT_FROM + 2)
+    copies.copy(host, copies.Request(source=name, name=f"{name}-a", snapshot="s20", start=False))
+    for number in range(layers.COMPACT_FROM + 2):
+        if number % 10:
+            snapshots.delete(host, name, f"s{number}")
+    kept = [item.name for item in snapshots.list_snapshots(query.get(host, name).record)]
+    assert kept == ["s0", "s10", "s20", "s30"]
+    contents = {snapshot: content_of(host, name, snapshot) for snapshot in kept}
+    now = content_of(host, name), content_of(host, f"{name}-a")
+    collected = gc.collect(host)
+    assert collected and all(item.is_done for item in collected)
+    assert len(query.get(host, name).record.layers) == 6  # the four, the merged rest, and the top
+    assert {snapshot: content_of(host, name, snapshot) for snapshot in kept} == contents
+    assert (content_of(host, name), content_of(host, f"{name}-a")) == now
+    assert gc.collect(host) == ()
+    compact.compact(host, f"{name}-a", depth=2)
+    assert content_of(host, f"{name}-a") == now[1]
+    assert len(query.get(host, f"{name}-a").record.layers) == 4
+    lifecycle.delete(host, f"{name}-a")
+    assert content_of(host, name, "s20") == contents["s20"]
+
+
+def test_a_stack_has_a_limit_and_says_it(host: Host, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(host, mode, name)
+    monkeypatch.setattr(layers, "DEEPEST", 3)
+    deepen(host, name, 2)
+    write(host, name, 0, 99)
+    before = world.look(host)
+    with pytest.raises(WrongState, match="3 layers"):
+        snapshots.take(host, name, Take(name="more"))
     assert world.differences(before, world.look(host)) == []
 
 

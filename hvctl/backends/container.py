@@ -19,7 +19,6 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.containerlayers import ContainerLayers
-from hvctl.backends.layers import Layers
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
 from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
@@ -39,7 +38,7 @@ class ContainerBackend(Backend):
     mode: ClassVar[Mode] = Mode.CONTAINER
     noun: ClassVar[str] = "a container"
     least_memory_bytes: ClassVar[int] = 16 * MIB
-    layers: ClassVar[Layers] = ContainerLayers()
+    layers: ClassVar[ContainerLayers] = ContainerLayers()
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -71,6 +70,9 @@ class ContainerBackend(Backend):
 
     def check_terminal(self) -> None:
         return
+
+    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+        return self.layers.list_differences(host, record, old, new)
 
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]

@@ -11,7 +11,7 @@ from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import files, layers, roots
+from hvctl.hostside import differences, files, layers, roots
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record
 from hvctl.shell.base import Argument
@@ -76,6 +76,20 @@ class ContainerLayers(Layers):
         call(files.make_directory, aside, 0o700)
         call(layers.merge_uppers, tuple(store.layer_upper(layer) for layer in run), aside / "upper")
         call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
+
+    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+        """What changed from one layer's stack to another's."""
+        stacks = (self._trees_of(host, record, top) for top in (old, new))
+        return host.shell.call(differences.list_differences, *stacks)
+
+    def _trees_of(self, host: Host, record: Record, top: str) -> differences.Stack:
+        store, call = host.store, host.shell.call
+        stack = reversed(call(layers.list_stack, store.layers, top))
+        trees = [
+            differences.Tree(store.layer_upper(layer), call(layers.read_facts, store.layer(layer)).first_id)
+            for layer in stack
+        ]
+        return (*trees, differences.Tree(store.image_tree(record.image_id), 0))
 
 
 def _domain(host: Host, record: Record) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -134,6 +135,63 @@ def delete(app: App, name: str, snaps: tuple[str, ...], yes: bool) -> None:
             snapshots.delete(app.host, name, snap, events)
             app.say(f"{name}: snapshot {snap} deleted")
     app.print_result([{"name": name, "snapshot": snap} for snap in snaps], lambda: None)
+
+
+@snapshot.command()
+@click.argument("name")
+@click.argument("old", metavar="SNAP")
+@click.argument("new", metavar="[SNAP]", required=False, default="")
+@output_options
+def diff(app: App, name: str, old: str, new: str) -> None:
+    """Show which files of a container changed between two snapshots, or since one (while it is off).
+
+    Example: hvctl snapshot diff box before-upgrade after-upgrade
+    """
+    from hvctl.instances import snapshots
+
+    found = snapshots.diff(app.host, name, old, new)
+
+    def for_people() -> None:
+        for kind, path in found:
+            shown = path if path.isprintable() else repr(path)
+            click.echo(f"{kind:8}{shown}")
+        if not found:
+            click.echo("no file differs")
+
+    app.print_result(
+        [{"change": kind, "path": os.fsencode(path).decode(errors="replace")} for kind, path in found], for_people
+    )
+
+
+@snapshot.command()
+@output_options
+def tick(app: App) -> None:
+    """Take the snapshots that schedules want now, and let old ones expire; for a timer, every hour.
+
+    Where systemd is there, `hvctl host setup` installs the timer. Elsewhere: `7 * * * * root hvctl snapshot tick` in
+    /etc/cron.d. It prints nothing where nothing is due.
+
+    Example: hvctl snapshot tick
+    """
+    from hvctl.instances import schedule
+
+    with app.progress() as events:
+        done = schedule.tick(app.host, events=events)
+
+    def for_people() -> None:
+        for item in done:
+            if item.taken:
+                click.echo(f"{item.name}: snapshot {item.taken}")
+            for expired in item.expired:
+                click.echo(f"{item.name}: {expired} expired")
+
+    facts = [{"name": item.name, "taken": item.taken or None, "expired": list(item.expired)} for item in done]
+    app.print_result(facts, for_people)
+    failures = [item.error for item in done if item.error is not None]
+    for error in failures[1:]:
+        app.print_error(error)
+    if failures:
+        raise failures[0]
 
 
 def _listed(record: Record) -> tuple[Snapshot, ...]:

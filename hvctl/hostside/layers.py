@@ -131,7 +131,7 @@ def _merge(sources: Sequence[Path], target: Path, *, is_closed: bool) -> None:
             found.setdefault(name, []).append(source / name)
     for name, paths in found.items():
         if not _is_directory(paths[0]):
-            if not (is_closed and _is_whiteout(paths[0])):
+            if not (is_closed and is_whiteout(paths[0])):
                 _link(paths[0], target / name)
             continue
         merged: list[Path] = []
@@ -141,7 +141,7 @@ def _merge(sources: Sequence[Path], target: Path, *, is_closed: bool) -> None:
                 hides = True
                 break
             merged.append(path)
-            if _is_opaque(path):
+            if is_opaque(path):
                 hides = True
                 break
         _merge(merged, target / name, is_closed=is_closed or hides)
@@ -157,7 +157,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:  # newer kernels share one whiteout among all of a layer, up to the limit on links
-        if error.errno != errno.EMLINK or not _is_whiteout(source):
+        if error.errno != errno.EMLINK or not is_whiteout(source):
             raise
         os.mknod(target, stat.S_IFCHR, os.makedev(0, 0))
 
@@ -166,12 +166,14 @@ def _is_directory(path: Path) -> bool:
     return stat.S_ISDIR(path.lstat().st_mode)
 
 
-def _is_whiteout(path: Path) -> bool:
+def is_whiteout(path: Path) -> bool:
+    """Whether this is how an overlay says that a name is gone."""
     facts = path.lstat()
     return stat.S_ISCHR(facts.st_mode) and facts.st_rdev == os.makedev(0, 0)
 
 
-def _is_opaque(path: Path) -> bool:
+def is_opaque(path: Path) -> bool:
+    """Whether a directory hides the ones of its name below."""
     try:
         return os.getxattr(path, _OPAQUE, follow_symlinks=False) == b"y"
     except OSError:

@@ -11,6 +11,7 @@ from hvctl import metadata, operation
 from hvctl.backends import get_backend
 from hvctl.host import Host
 from hvctl.hostside import files
+from hvctl.hostside import layers as layer_files
 from hvctl.instances import effects, layers
 from hvctl.libvirtapi import domains
 from hvctl.model import Consistency, Record, Snapshot
@@ -117,6 +118,26 @@ def discard_state(host: Host, record: Record) -> None:
 def free_old(host: Host, record: Record) -> None:
     """Remove the layers that the change has left, as far as nobody else stands on them."""
     layers.free(host, record, [layer for layer in arguments_of(record)["old"].split(",") if layer])
+
+
+def is_replaced(host: Host, record: Record) -> bool:
+    """Whether the merger has taken the place of the layer that it is to replace."""
+    arguments = arguments_of(record)
+    keeper = arguments["keeper"]
+    facts = host.shell.call(layer_files.read_facts, host.store.layer(keeper)) if keeper else None
+    return facts is None or facts.parent == arguments["parent"]
+
+
+def compacted(record: Record) -> Record:
+    """The record once its stack is compacted."""
+    gone = arguments_of(record)["old"].split(",")
+    return replace(record, layers=tuple(layer for layer in record.layers if layer not in gone))
+
+
+def free_merged(host: Host, record: Record) -> None:
+    """Remove what the merger has replaced and, as far as nobody stands on them, what is in it."""
+    discard_new_layer(host, record)
+    free_old(host, record)
 
 
 def mark(record: Record, identifier: str, consistency: Consistency) -> Record:

@@ -77,6 +77,29 @@ def measure(host: Host, record: Record, snapshot: Snapshot) -> int:
     return sum(host.shell.call(files.disk_usage, path) for path in paths if host.shell.call(files.exists, path))
 
 
+def diff(host: Host, name: str, old: str, new: str = "") -> list[tuple[str, str]]:
+    """What changed from one snapshot to another, or to what an instance that is off is now: (kind, path), by path.
+
+    The kinds are `added`, `changed` and `removed`; changed is content, owner, mode or kind, not a time. Raises NotFound,
+    Unsupported, and WrongState while it runs and no second snapshot is named.
+    """
+    host.require_root("snapshot diff")
+    with host.lock(name):
+        instance = query.get_complete(host, name)
+        record = instance.record
+        layer = get_snapshot(record, old).layer
+        if new:
+            top = get_snapshot(record, new).layer
+        elif instance.state in _OFF:
+            top = record.layers[-1]
+        else:
+            raise WrongState(
+                f"{name!r} is {instance.state}: its files change while they are looked at",
+                hint=f"hvctl snapshot take {name}, and compare with that",
+            )
+        return get_backend(record.mode).list_differences(host, record, layer, top)
+
+
 def take(host: Host, name: str, request: Take, events: Sink = ignore) -> Snapshot:
     """Keep what an instance is at this moment, running or not.
 

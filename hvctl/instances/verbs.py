@@ -133,4 +133,25 @@ FORGET = Verb(
     commit=CLAIM,
 )
 
-VERBS = {verb.name: verb for verb in (CREATE, COPY, DELETE, RENAME, SET, KERNEL, TAKE, REVERT, FORGET)}
+
+def _is_compacted(host: Host, record: Record) -> bool:
+    assert record.pending is not None
+    reached, commit = (COMPACT.index(step) for step in (record.pending.step, COMPACT.commit))
+    return reached > commit or (reached == commit and snapeffects.is_replaced(host, record))
+
+
+COMPACT = Verb(
+    name="compact",
+    steps=(
+        Step(name="merge", undo=snapeffects.discard_new_layer),
+        Step(name="replace"),
+        Step(name="define", redo=snapeffects.restack),
+        Step(name="free", redo=snapeffects.free_merged),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="replace",
+    has_committed=_is_compacted,
+    outcome=snapeffects.compacted,
+)
+
+VERBS = {verb.name: verb for verb in (CREATE, COPY, DELETE, RENAME, SET, KERNEL, TAKE, REVERT, FORGET, COMPACT)}

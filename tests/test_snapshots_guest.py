@@ -1,0 +1,129 @@
+"""Snapshots and copies of real guests, running ones too. Both modes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from hvctl.config import Config
+from hvctl.errors import WrongState
+from hvctl.host import Host
+from hvctl.instances import lifecycle, query, snapshots
+from hvctl.instances.snapshots import Take
+from hvctl.model import Consistency, Instance, Mode, State
+from hvctl.units import GIB
+from tests import world
+from tests.cli import run
+from tests.test_guest import make
+from tests.test_snapshots import deepen
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(scope="module")
+def subject(host: Host, mode: Mode, debian_image: str) -> Iterator[Instance]:
+    """A running guest that the tests of this module change one after another."""
+    instance = make(host, "subject", mode, debian_image)
+    yield instance
+    for name in ("subject", "twin"):
+        if query.find(host, name) is not None:
+            lifecycle.delete(host, name)
+
+
+def inside(settings: Config, name: str, command: str) -> str:
+    done = run(settings, "exec", name, "--", "sh", "-c", command)
+    assert done.status == 0, done.err
+    return done.out.strip()
+
+
+def test_a_running_guest_goes_back_to_what_it_was(host: Host, settings: Config, mode: Mode, subject: Instance) -> None:
+    token = secrets.token_hex(8)
+    inside(settings, "subject", f"echo {token} > /root/token; rm -f /etc/motd; mkdir /root/new; ln -s token /root/link")
+    taken = run(settings, "snapshot", "take", "subject", "before", "--comment", "all well", "--json")
+    assert taken.status == 0, taken.err
+    assert json.loads(taken.out)["consistency"] == "frozen"
+    assert query.get(host, "subject").state is State.RUNNING
+    inside(settings, "subject", "echo lost > /root/token; touch /root/since; rmdir /root/new; echo back > /etc/motd")
+    snapshots.take(host, "subject", Take(name="after"))
+
+    refused = run(settings, "snapshot", "revert", "subject", "before", "--yes")
+    assert (refused.status, "running" in refused.err) == (5, True)
+    lifecycle.stop(host, "subject")
+    assert run(settings, "snapshot", "revert", "subject", "before", "--yes").status == 0
+    assert run(settings, "start", "subject").status == 0  # and sshd answers with the key that is pinned
+    assert inside(settings, "subject", "cat /root/link; ls /root; test ! -e /etc/motd") == f"{token}\nlink\nnew\ntoken"
+
+    done = run(settings, "snapshot", "revert", "subject", "after", "--yes", "--force")
+    assert done.status == 0, done.err
+    assert run(settings, "ssh", "subject", "--", "cat /root/token; ls /root").out == "lost\nlink\nsince\ntoken\n"
+    names = [line.split()[1] for line in run(settings, "snapshot", "list", "subject").out.splitlines()[1:]]
+    assert names == ["before", "after*"]
+
+
+def test_a_copy_of_a_running_guest_is_another_machine(host: Host, settings: Config, subject: Instance) -> None:
+    inside(settings, "subject", "echo shared > /root/shared; sync")
+    done = run(settings, "copy", "subject", "twin")
+    assert done.status == 0, done.err
+    record, twin = query.get(host, "subject").record, query.get(host, "twin").record
+    assert not {record.uuid, record.mac, record.address, record.host_key} & {
+        twin.uuid,
+        twin.mac,
+        twin.address,
+        twin.host_key,
+    }
+    facts = {
+        name: run(
+            settings, "ssh", name, "--", "cat /etc/machine-id; hostname; cat /root/shared; hostname -I"
+        ).out.split()
+        for name in ("subject", "twin")
+    }
+    assert facts["twin"] == [twin.uuid.hex, "twin", "shared", twin.address]
+    assert facts["subject"] == [record.uuid.hex, "subject", "shared", record.address]
+
+    lifecycle.delete(host, "subject")
+    assert run(settings, "restart", "twin").status == 0
+    assert run(settings, "ssh", "twin", "--", "cat /etc/machine-id /root/shared").out.split() == facts["twin"][::2]
+
+
+@pytest.mark.only_mode(Mode.VM, "a container's memory cannot be kept")
+def test_a_vm_goes_on_in_the_moment_that_was_kept(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
+    before = world.look(host)
+    make(host, "moment", mode, debian_image)
+    try:
+        inside(settings, "moment", "echo one > /dev/shm/memory; echo one > /root/disk; sync")
+        taken = snapshots.take(host, "moment", Take(name="then", with_memory=True))
+        assert taken.consistency is Consistency.MEMORY
+        boot = inside(settings, "moment", "cat /proc/sys/kernel/random/boot_id")
+        inside(settings, "moment", "echo two > /dev/shm/memory; echo two > /root/disk; sync")
+        with pytest.raises(WrongState):
+            snapshots.revert(host, "moment", "then")
+        assert snapshots.revert(host, "moment", "then", force=True) is True
+        found = inside(settings, "moment", "cat /dev/shm/memory /root/disk /proc/sys/kernel/random/boot_id; date +%s")
+        *content, clock = found.split()
+        assert content == ["one", "one", boot]
+        assert abs(int(clock) - time.time()) < 30
+        assert run(settings, "ssh", "moment", "--", "true").status == 0
+        lifecycle.stop(host, "moment")
+    finally:
+        lifecycle.delete(host, "moment")
+    assert world.differences(before, world.look(host)) == []
+
+
+@pytest.mark.long
+def test_a_guest_stands_on_a_hundred_snapshots(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
+    make(host, "deep", mode, debian_image, start=False)
+    try:
+        deepen(host, "deep", 100, offset_bytes=9 * GIB)  # where its file system has nothing
+        assert len(query.get(host, "deep").record.layers) == 101
+        assert run(settings, "start", "deep").status == 0
+        assert run(settings, "ssh", "deep", "--", "echo written > /root/file; sync; hostname").out == "deep\n"
+        lifecycle.stop(host, "deep")
+        snapshots.revert(host, "deep", "s99")
+        assert run(settings, "start", "deep").status == 0
+        assert run(settings, "ssh", "deep", "--", "ls /root").out == ""
+    finally:
+        lifecycle.delete(host, "deep")
