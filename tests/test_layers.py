@@ -106,7 +106,7 @@ def make_stack(folder: Path, dice: random.Random, count: int) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("_round", range(15))
+@pytest.mark.parametrize("_round", range(30))
 def test_a_merger_shows_what_its_layers_show(tmp_path: Path, _round: int) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
@@ -124,7 +124,7 @@ def test_a_merger_shows_what_its_layers_show(tmp_path: Path, _round: int) -> Non
         assert view(root) == wanted
 
 
-@pytest.mark.parametrize("_round", range(15))
+@pytest.mark.parametrize("_round", range(30))
 def test_differences_are_those_that_the_kernel_shows(tmp_path: Path, _round: int) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
