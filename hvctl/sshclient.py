@@ -47,6 +47,11 @@ def connect(endpoint: Endpoint, keys: Sequence[Path]) -> Iterator[paramiko.Trans
             _log_in(transport, endpoint, keys)
             transport.set_keepalive(30)
             yield transport
+        except ConnectionResetError as error:
+            raise GuestFailed(
+                f"the ssh connection to {endpoint.instance!r} broke: {error.strerror or error}",
+                hint="is the guest still running? hvctl list",
+            ) from error
         finally:
             transport.close()
 

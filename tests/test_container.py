@@ -22,7 +22,7 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.errors import HostError
 from hvctl.host import Host
-from hvctl.hostside import enter, ids
+from hvctl.hostside import groups, ids
 from hvctl.instances import change, create, lifecycle, query, usage
 from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Mount, Record, Spec, State, Wait
@@ -355,12 +355,12 @@ def test_exec_says_what_cannot_be_run(settings: Config, boxed: Instance) -> None
 
 @container_only("its processes are the host's")
 def test_a_reboot_inside_restarts_it_with_everything(host: Host, settings: Config, boxed: Instance) -> None:
-    first = enter.find_init(controller_of(host, boxed.record))
+    first = groups.find_init(controller_of(host, boxed.record))
     assert sh(settings, "boxed", "echo kept > /data/kept") == ""
     run(settings, "exec", "boxed", "--", "reboot")
     wait_for(lambda: query.get(host, "boxed").state is State.RUNNING and not Path(f"/proc/{first}").exists())
     assert run(settings, "start", "boxed").status == 0
-    assert enter.find_init(controller_of(host, boxed.record)) != first
+    assert groups.find_init(controller_of(host, boxed.record)) != first
     assert sh(settings, "boxed", "cat /data/kept").strip() == "kept"
     assert "Cannot fork" in sh(settings, "boxed", "for n in $(seq 200); do sleep 2 & done; wait")
 

@@ -239,6 +239,14 @@ class Backend(ABC):
         `with_terminal` None: with one when stdin and stdout are terminals and the mode can.
         """
 
+    def pause(self, host: Host, record: Record) -> None:
+        """Stop all that runs inside, where it is; it stays in memory."""
+        domains.pause(domains.get(host.connection(self.mode), record.uuid))
+
+    def resume(self, host: Host, record: Record) -> None:
+        """Let a paused one go on."""
+        domains.resume(domains.get(host.connection(self.mode), record.uuid))
+
     def kill(self, host: Host, record: Record) -> None:
         """End it at once, whatever it is doing; fine when it is off already. Raises NotFound."""
         domains.kill(domains.get(host.connection(self.mode), record.uuid))

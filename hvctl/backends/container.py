@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.backends.containerlayers import ContainerLayers
-from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, WrongState
+from hvctl.backends.containerlayers import ContainerLayers, pause, resume
+from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.host import Host
 from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots
 from hvctl.libvirtapi import domains
@@ -28,6 +28,7 @@ from hvctl.units import MIB
 
 _PERIOD_US = 100_000
 _INIT = "/sbin/init"
+_END_TIMEOUT_S = 10.0
 # libvirt or the kernel puts something of its own there.
 _RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 
@@ -250,7 +251,18 @@ class ContainerBackend(Backend):
         """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
         with contextlib.suppress(WrongState):
             host.shell.call(enter.kill_init, self._controller(host, record))
-        super().kill(host, record)
+        try:
+            super().kill(host, record)
+        except LibvirtFailed:
+            # Its control groups went while libvirt was reading them (version 2): it is going off by itself then.
+            if not domains.goes_off(self._domain(host, record), timeout_s=_END_TIMEOUT_S):
+                raise
+
+    def pause(self, host: Host, record: Record) -> None:
+        pause(host, record)
+
+    def resume(self, host: Host, record: Record) -> None:
+        resume(host, record)
 
     def answers(self, host: Host, record: Record) -> bool:
         try:

@@ -11,9 +11,9 @@ from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import differences, files, layers, roots
+from hvctl.hostside import differences, files, freezer, layers, roots
 from hvctl.libvirtapi import domains
-from hvctl.model import Image, Mode, Provision, Record
+from hvctl.model import Image, Mode, Provision, Record, State
 from hvctl.shell.base import Argument
 
 _COPY_TIMEOUT_S = 3600
@@ -41,13 +41,12 @@ class ContainerLayers(Layers):
         return ""
 
     def freeze(self, host: Host, record: Record) -> None:
-        domains.pause(_domain(host, record))
+        pause(host, record)
 
     def thaw(self, host: Host, record: Record) -> None:
         with contextlib.suppress(NotFound):
-            domain = _domain(host, record)
-            if domains.is_active(domain) and not domains.is_running(domain):
-                domains.resume(domain)
+            if domains.describe(_domain(host, record)).live.state is State.PAUSED:
+                resume(host, record)
 
     def fill(self, host: Host, record: Record, layer: str) -> None:
         """By cp(1), which keeps whiteouts, hard links, holes and all attributes, and shares blocks where it can."""
@@ -90,6 +89,24 @@ class ContainerLayers(Layers):
             for layer in stack
         ]
         return (*trees, differences.Tree(store.image_tree(record.image_id), 0))
+
+
+def pause(host: Host, record: Record) -> None:
+    """Stop all that runs inside, where it is."""
+    domain = _domain(host, record)
+    if host.shell.call(freezer.has_own, domains.get_number(domain)):
+        host.shell.call(freezer.freeze, domains.get_number(domain))
+    else:
+        domains.pause(domain)
+
+
+def resume(host: Host, record: Record) -> None:
+    """Let a paused one go on."""
+    domain = _domain(host, record)
+    if host.shell.call(freezer.has_own, domains.get_number(domain)):
+        host.shell.call(freezer.thaw, domains.get_number(domain))
+    else:
+        domains.resume(domain)
 
 
 def _domain(host: Host, record: Record) -> Any:

@@ -83,7 +83,7 @@ def remove_group(group: str) -> None:
 
 def find_scope(controller: int) -> str:
     """The systemd scope that a container's controller is in, or an empty string: another kind of host."""
-    for names, path in _memberships(controller):
+    for names, path in groups.find_memberships(controller):
         scope = re.search(r"/(machine-[^/]+\.scope)(?:/|$)", path)
         if names in ("", "name=systemd") and scope:
             return scope.group(1)
@@ -92,13 +92,7 @@ def find_scope(controller: int) -> str:
 
 def _group_of(process: int, controller: str) -> str:
     tree = groups.find_hierarchies().get(controller)
-    for names, path in _memberships(process):
+    for names, path in groups.find_memberships(process):
         if tree and controller in names.split(","):
             return f"{tree}{path}"
     return ""
-
-
-def _memberships(process: int) -> list[tuple[str, str]]:
-    """Controllers (comma-separated; none: version 2) and path, for each tree (cgroups(7), /proc/PID/cgroup)."""
-    lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
-    return [(names, path) for _number, names, path in (line.split(":", 2) for line in lines)]

@@ -70,7 +70,7 @@ def run(
     first two. Signals that reach this process meanwhile go to the command. Raises OSError when the container is gone
     or cannot be entered.
     """
-    init = find_init(controller)
+    init = groups.find_init(controller)
     told, tell = os.pipe()
     ours, theirs = socket.socketpair()
     environment = dict(environment)
@@ -98,18 +98,10 @@ def run(
     return os.waitstatus_to_exitcode(status)
 
 
-def find_init(controller: int) -> int:
-    """The first process of a container, given that of its controller. Raises OSError when there is none."""
-    children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
-    if not children:
-        raise OSError(errno.ESRCH, "the container has ended")
-    return int(children[0])
-
-
 def kill_init(controller: int) -> None:
     """Kill a container's first process, and so all of it; fine when it has ended."""
     with contextlib.suppress(OSError):
-        os.kill(find_init(controller), signal.SIGKILL)
+        os.kill(groups.find_init(controller), signal.SIGKILL)
 
 
 class _Joined:

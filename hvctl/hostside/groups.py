@@ -1,4 +1,4 @@
-"""Control groups of containers on a host with version 1 trees that nobody manages (cgroups(7)).
+"""Control groups of containers (cgroups(7)): which a process is in, and ours where version 1 trees are managed by nobody.
 
 Imports next to nothing: the emulator wrapper waits for it at every start.
 """
@@ -49,6 +49,22 @@ def find_hierarchies() -> dict[str, str]:
         if kind == "cgroup":
             found.update(dict.fromkeys(options.split(","), path))
     return found
+
+
+def find_init(controller: int) -> int:
+    """The first process of a container, given that of its controller. Raises OSError when there is none."""
+    with open(f"/proc/{controller}/task/{controller}/children") as stream:
+        children = stream.read().split()
+    if not children:
+        raise ProcessLookupError("the container has ended")
+    return int(children[0])
+
+
+def find_memberships(process: int) -> list[tuple[str, str]]:
+    """Controllers (comma-separated; none: version 2) and path, for each tree (cgroups(7), /proc/PID/cgroup)."""
+    with open(f"/proc/{process}/cgroup") as stream:
+        lines = stream.read().splitlines()
+    return [(names, path) for _number, names, path in (line.split(":", 2) for line in lines)]
 
 
 def find_unified() -> str:

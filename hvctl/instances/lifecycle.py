@@ -101,7 +101,7 @@ def pause(host: Host, name: str) -> bool:
             return False
         if instance.state is not State.RUNNING:
             raise WrongState(f"{name!r} is {instance.state}", hint=f"hvctl start {name}")
-        domains.pause(domains.get(host.connection(instance.record.mode), instance.record.uuid))
+        get_backend(instance.record.mode).pause(host, instance.record)
         return True
 
 
@@ -116,7 +116,7 @@ def resume(host: Host, name: str) -> bool:
             return False
         if instance.state is not State.PAUSED:
             raise WrongState(f"{name!r} is {instance.state}, not paused", hint=f"hvctl start {name}")
-        domains.resume(domains.get(host.connection(instance.record.mode), instance.record.uuid))
+        get_backend(instance.record.mode).resume(host, instance.record)
         return True
 
 

@@ -16,6 +16,7 @@ import libvirt
 
 from hvctl import metadata
 from hvctl.errors import NotFound, TimedOut, WrongState
+from hvctl.hostside import freezer
 from hvctl.libvirtapi.connection import Connection
 from hvctl.libvirtapi.faults import from_libvirt, in_words
 from hvctl.model import Live, State
@@ -149,6 +150,8 @@ def describe(domain: libvirt.virDomain) -> Listed:
         cause = ""
         if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_NOSTATE):
             cause = _CAUSES.get((state, domain.state()[1]), "")
+        if state == libvirt.VIR_DOMAIN_RUNNING and _is_container(xml) and freezer.is_frozen(domain.ID()):
+            state = libvirt.VIR_DOMAIN_PAUSED
         # Of a container libvirt tells how much memory it uses now, and its CPUs are a quota.
         limits = _limits(xml)
         live = Live(
@@ -159,6 +162,11 @@ def describe(domain: libvirt.virDomain) -> Listed:
             is_autostart=bool(domain.autostart()),
         )
     return Listed(xml=xml, live=live)
+
+
+def _is_container(xml: str) -> bool:
+    """Whether a domain's number is the process of a controller."""
+    return xml.startswith("<domain type='lxc'")
 
 
 def _limits(xml: str) -> tuple[int, int]:
@@ -203,6 +211,16 @@ def kill(domain: libvirt.virDomain) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
             raise from_libvirt(error, f"cannot end {domain.name()!r}") from error
+
+
+def goes_off(domain: libvirt.virDomain, *, timeout_s: float) -> bool:
+    """Whether a domain that is ending has ended within this time."""
+    deadline_s = time.monotonic() + timeout_s
+    while is_active(domain):
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(0.02)  # libvirt's event may have come before we could have asked for it
+    return True
 
 
 def pause(domain: libvirt.virDomain) -> None:
