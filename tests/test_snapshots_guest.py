@@ -9,14 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from hvctl import gc
 from hvctl.config import Config
 from hvctl.errors import WrongState
+from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.instances import lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
+from hvctl.instances.verbs import TAKE
 from hvctl.model import Consistency, Instance, Mode, State
 from hvctl.units import GIB
-from tests import world
+from tests import victims, world
 from tests.cli import run
 from tests.test_guest import make
 from tests.test_snapshots import deepen
@@ -62,6 +65,46 @@ def test_a_running_guest_goes_back_to_what_it_was(host: Host, settings: Config, 
     assert run(settings, "ssh", "subject", "--", "cat /root/token; ls /root").out == "lost\nlink\nsince\ntoken\n"
     names = [line.split()[1] for line in run(settings, "snapshot", "list", "subject").out.splitlines()[1:]]
     assert names == ["before", "after*"]
+
+
+def _take(host: Host, name: str, events: Sink) -> object:
+    return snapshots.take(host, name, Take(name="killed"), events)
+
+
+def test_a_guest_whose_snapshot_is_killed_goes_on(
+    host: Host, settings: Config, mode: Mode, debian_image: str, subject: Instance
+) -> None:
+    """At every step, the ones in which it is held still among them; `gc` lets it go on."""
+    for step in TAKE.step_names():
+        token = secrets.token_hex(4)
+        inside(settings, "subject", f"echo {token} > /root/step")
+        victims.die_at(settings, _take, TAKE.name, step, "subject")
+        gc.collect(host)
+        instance = query.get(host, "subject")
+        assert (instance.state, instance.record.pending) == (State.RUNNING, None), step
+        assert inside(settings, "subject", "echo goes on >> /root/step; sync; head -1 /root/step") == token
+        for item in instance.record.snapshots:
+            if item.name == "killed":
+                snapshots.delete(host, "subject", "killed")
+        assert gc.collect(host) == ()
+    before = inside(settings, "subject", "cat /root/step")
+    lifecycle.stop(host, "subject")
+    lifecycle.start(host, "subject")
+    assert inside(settings, "subject", "cat /root/step") == before
+
+
+@pytest.mark.only_mode(Mode.VM, "a container has no agent")
+def test_a_vm_without_an_answering_agent_gets_a_crash_consistent_snapshot(
+    host: Host, settings: Config, mode: Mode, subject: Instance
+) -> None:
+    control = "systemctl kill --signal={} qemu-guest-agent"
+    assert run(settings, "ssh", "subject", "--", control.format("STOP")).status == 0
+    taken = run(settings, "snapshot", "take", "subject", "mute", "--json")
+    assert (taken.status, json.loads(taken.out)["consistency"]) == (0, "crash-consistent"), taken.err
+    told = run(settings, "snapshot", "take", "subject", "mute2")
+    assert "crash-consistent: the guest agent" in told.err
+    assert run(settings, "ssh", "subject", "--", control.format("CONT")).status == 0
+    inside(settings, "subject", "touch /root/not-frozen; sync")
 
 
 def test_a_copy_of_a_running_guest_is_another_machine(host: Host, settings: Config, subject: Instance) -> None:

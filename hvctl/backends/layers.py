@@ -43,6 +43,10 @@ class Layers(ABC):
         """Whether libvirt, whatever the record says, has this layer as the instance's top."""
         return record.layers[-1] == layer
 
+    def measure_depth(self, host: Host, record: Record) -> int:
+        """How many layers it stands on; a running one may still stand on more than its record says."""
+        return len(record.layers)
+
     def measure_running(self, host: Host, record: Record) -> int:
         """Bytes that a snapshot of the running instance takes at once, its memory left out."""
         return 0

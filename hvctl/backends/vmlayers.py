@@ -87,6 +87,10 @@ class VmLayers(Layers):
                 return True
         return False
 
+    def measure_depth(self, host: Host, record: Record) -> int:
+        live = domains.get_xml(_domain(host, record), inactive=False)
+        return max(len(record.layers), live.count("<backingStore type="))
+
     def find_freezer(self, host: Host, record: Record) -> str:
         domain = _domain(host, record)
         if not domains.is_running(domain):

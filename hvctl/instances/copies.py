@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from hvctl import identity, metadata, operation
 from hvctl.backends import Secrets, get_backend
-from hvctl.errors import AlreadyExists, NotFound, UsageError
+from hvctl.errors import AlreadyExists, NotFound, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
@@ -135,7 +135,10 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
         current="",
         keep=(),
     )
-    layers.check_depth(record)
+    if len(record.layers) > layers.DEEPEST:
+        raise WrongState(
+            f"{source.name!r} stands on too many layers to be copied", hint="hvctl copy --full, or: hvctl gc"
+        )
     return _Plan(
         origin=origin,
         source=source,

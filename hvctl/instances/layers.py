@@ -78,13 +78,17 @@ def free(host: Host, record: Record, tops: Iterable[str], *, is_going: bool = Fa
                     backend.layers.discard(host, layer)
 
 
-def check_depth(record: Record) -> None:
+def check_depth(host: Host, record: Record) -> None:
     """Raise WrongState when one more layer would be too many."""
-    if len(record.layers) >= DEEPEST:
+    depth = get_backend(record.mode).layers.measure_depth(host, record)
+    if depth < DEEPEST:
+        return
+    message = f"{record.name!r} stands on {depth} layers, which is the limit"
+    if len(record.layers) < DEEPEST:
         raise WrongState(
-            f"{record.name!r} stands on {len(record.layers)} layers, which is the limit",
-            hint="hvctl snapshot delete what is not needed, then stop it, and: hvctl gc",
+            message, hint=f"what was compacted since it was started counts no more after: hvctl restart {record.name}"
         )
+    raise WrongState(message, hint=f"hvctl snapshot delete {record.name} what is not needed, then: hvctl gc")
 
 
 def check_space(host: Host, needed_bytes: int, *, what: str) -> None:

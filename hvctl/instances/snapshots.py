@@ -131,7 +131,7 @@ def take_locked(host: Host, name: str, request: Take, events: Sink) -> Snapshot:
     _check_state(instance, request)
     how = _choose(host, instance)
     if how == GROW:
-        layers.check_depth(record)
+        layers.check_depth(host, record)
     _check_space(host, instance, how, request)
     return _take(host, instance, request, how, events)
 
