@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from hvctl import gc
+from hvctl import gc, operation
 from hvctl.config import Config
 from hvctl.errors import AlreadyExists, InvalidSpec, NotFound, Unsupported, UsageError, WrongState
 from hvctl.host import Host
-from hvctl.instances import compact, copies, create, layers, lifecycle, query, snapshots
+from hvctl.instances import compact, copies, create, effects, layers, lifecycle, query, schedule, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
 from tests import stacks, tiny, world
@@ -69,6 +70,10 @@ def test_a_revert_brings_back_what_was_and_keeps_later_snapshots(host: Host, mod
     assert content_of(host, name, "two") == two
     listed = snapshots.list_snapshots(query.get(host, name).record)
     assert [(item.name, item.comment) for item in listed] == [("one", "first"), ("two", "")]
+    for layer in listed[0].layer, listed[1].layer:  # what a guest wrote is nobody else's to read
+        path = host.store.layer(layer)
+        assert not path.stat().st_mode & 0o044
+        assert mode is Mode.CONTAINER or not host.store.layer_disk(layer).stat().st_mode & 0o337
 
 
 def test_sizes_and_definition_come_back_and_the_name_stays(host: Host, settings: Config, mode: Mode, name: str) -> None:
@@ -217,6 +222,77 @@ def test_a_stack_is_compacted_and_shows_the_same_to_all_who_stand_on_it(host: Ho
     assert len(query.get(host, f"{name}-a").record.layers) == 4
     lifecycle.delete(host, f"{name}-a")
     assert content_of(host, name, "s20") == contents["s20"]
+
+
+@pytest.mark.only_mode(Mode.VM, "a container has neither NVRAM nor a kernel of its own")
+def test_nvram_and_kernel_go_with_a_snapshot(host: Host, mode: Mode, name: str) -> None:
+    record = make(host, mode, name)
+    store = host.store
+
+    def put(nvram: bytes, release: str, kernel: bytes) -> None:
+        """What a boot, and `hvctl kernel`, leave."""
+        store.nvram(record.uuid).write_bytes(nvram)
+        now = query.get(host, name).record
+        operation.write_record(host, effects.get_domain(host, now), replace(now, kernel_release=release))
+        if release != record.kernel_release:
+            for path in (store.kernel(record.uuid), store.initrd(record.uuid)):
+                path.unlink()
+                path.write_bytes(kernel)
+
+    put(b"first", record.kernel_release, b"")
+    of_image = store.kernel(record.uuid).read_bytes()
+    snapshots.take(host, name, Take(name="first"))
+    put(b"second", "1-new", b"kernel 1-new")
+    snapshots.take(host, name, Take(name="second"))
+    snapshots.take(host, name, Take(name="again"))
+    for snapshot, nvram, kernel in (("first", b"first", of_image), ("again", b"second", b"kernel 1-new")):
+        snapshots.revert(host, name, snapshot)
+        assert store.nvram(record.uuid).read_bytes() == nvram
+        assert store.kernel(record.uuid).read_bytes() == kernel
+        assert query.get(host, name).record.kernel_release == (
+            "1-new" if snapshot == "again" else record.kernel_release
+        )
+        copies.copy(host, copies.Request(source=name, snapshot=snapshot, name=f"{name}-{snapshot}", start=False))
+        copied = query.get(host, f"{name}-{snapshot}").record
+        assert (store.nvram(copied.uuid).read_bytes(), store.kernel(copied.uuid).read_bytes()) == (nvram, kernel)
+    links = {
+        (store.snapshots(record.uuid) / item.id / "vmlinuz") for item in query.get(host, name).record.snapshots[1:]
+    }
+    assert len({path.stat().st_ino for path in links}) == 1  # the same kernel lies there once
+
+
+def test_a_schedule_takes_what_is_due_and_never_deletes_what_somebody_named(
+    host: Host, settings: Config, mode: Mode, name: str
+) -> None:
+    make(host, mode, name)
+    snapshots.take(host, name, Take(name="mine"))
+    assert run(settings, "set", name, "--keep", "hourly=1").status == 0
+    assert run(settings, "set", name, "--keep", "yearly=1").status == 7
+    first = run(settings, "snapshot", "tick").out
+    assert first.startswith(f"{name}: snapshot auto-")
+    assert run(settings, "snapshot", "tick").out == ""
+    (ticked,) = schedule.tick(host, now=datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1))
+    assert ticked.error is None
+    assert ticked.expired == (first.split()[-1],)
+    assert [item.name for item in query.get(host, name).record.snapshots] == ["mine", ticked.taken]
+    assert run(settings, "set", name, "--keep", "none").status == 0
+    assert schedule.tick(host) == ()
+
+
+@pytest.mark.only_mode(Mode.CONTAINER, "a VM's disk is a file system that only its own kernel reads")
+def test_differences_are_listed(host: Host, settings: Config, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    write(host, name, 0, 1)
+    write(host, name, 1, 1)
+    snapshots.take(host, name, Take(name="one"))
+    write(host, name, 0, 2)
+    write(host, name, 1, 0)
+    write(host, name, 2, 1)
+    snapshots.take(host, name, Take(name="two"))
+    wanted = "changed /slot0\nremoved /slot1\nadded   /slot2\n"
+    assert run(settings, "snapshot", "diff", name, "one", "two").out == wanted
+    assert run(settings, "snapshot", "diff", name, "one").out == wanted
+    assert run(settings, "snapshot", "diff", name, "two").out == "no file differs\n"
 
 
 def test_a_stack_has_a_limit_and_says_it(host: Host, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

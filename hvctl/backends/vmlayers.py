@@ -13,7 +13,7 @@ from hvctl.backends.layers import Layers
 from hvctl.errors import HvctlError, NotFound, TimedOut
 from hvctl.host import Host
 from hvctl.hostside import files, layers, tpm
-from hvctl.libvirtapi import domains, livedisks
+from hvctl.libvirtapi import domains, livedisks, survey
 from hvctl.model import Image, Mode, Record
 from hvctl.shell.base import Argument
 
@@ -58,7 +58,7 @@ class VmLayers(Layers):
         call(layers.write_facts, store.layer(layer), layers.Facts(parent=parent))
 
     def seal(self, host: Host, layer: str) -> None:
-        host.shell.call(layers.seal, host.store.layer_disk(layer))
+        host.shell.call(layers.seal, host.store.layer_disk(layer), _find_reader(host))
 
     def is_untouched(self, host: Host, layer: str) -> bool:
         return host.shell.call(layers.is_untouched_disk, host.store.layer_disk(layer))
@@ -184,7 +184,7 @@ class VmLayers(Layers):
         call(files.clone_file, store.layer_disk(run[-1]), disk, 0o600)
         words: list[Argument] = ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", format_, "-b", base, "--", disk]
         host.shell.run(words, timeout_s=_MERGE_TIMEOUT_S)
-        call(layers.seal, disk)
+        call(layers.seal, disk, _find_reader(host))
         call(layers.write_facts, aside, layers.Facts(parent=parent))
 
 
@@ -224,6 +224,12 @@ def add_backing(disk: ElementTree.Element, chain: list[tuple[str, str]]) -> None
         parent.insert(at, level)
         parent = level
     ElementTree.SubElement(parent, "backingStore")
+
+
+def _find_reader(host: Host) -> int:
+    """The group that QEMU runs as: libvirt is told to leave the owners of what is below a top alone."""
+    owner = survey.find_guest_owner(host.connection(Mode.VM))
+    return owner[1] if owner is not None else 0
 
 
 def _has_tpm(xml: str) -> bool:

@@ -93,7 +93,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("template", spec.template),
         ("variables", " ".join(f"{key}={value}" for key, value in spec.variables)),
         ("autostart", _both("yes" if live.is_autostart else "no", "yes" if spec.autostart else "no")),
-        ("snapshots", str(len(record.snapshots)) if record.snapshots else ""),
+        ("snapshots", " ".join(item.name for item in record.snapshots if item.purpose is not Purpose.COPY)),
         ("keep", ",".join(f"{every}={count}" for every, count in record.keep)),
         ("created", f"{record.created_at} ({format_age(record.created_at)} ago)"),
         ("uuid", str(record.uuid)),

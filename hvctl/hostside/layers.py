@@ -111,10 +111,10 @@ def replace(layer: Path, aside: Path) -> None:
     files.sync_directory(layer.parent)
 
 
-def seal(path: Path) -> None:
-    """Make a disk that is written no more root's, and read-only."""
-    os.chown(path, 0, 0, follow_symlinks=False)
-    files.set_mode(path, 0o444)
+def seal(path: Path, reader: int) -> None:
+    """Make a disk that is written no more root's, for a group to read: it holds what a guest wrote."""
+    files.set_mode(path, 0o440)
+    os.chown(path, 0, reader, follow_symlinks=False)
 
 
 def sync(path: Path) -> None:

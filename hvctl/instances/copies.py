@@ -88,7 +88,7 @@ def _snapshot_of(host: Host, request: Request, events: Sink) -> Iterator[tuple[R
         yield query.get(host, request.source).record, taken
     finally:
         record = query.get(host, request.source).record
-        if record.pending is None:
+        if record.pending is None and not host.cancelled.is_set():  # else `gc` does it
             snapshots.delete_locked(host, record, taken, events)
 
 

@@ -46,7 +46,8 @@ def tops_of(record: Record) -> set[str]:
 
 def list_records(host: Host) -> list[Record]:
     """Every record: libvirt's, and those in the store that libvirt has lost. Raises HostError unless both drivers answered."""
-    return [*(instance.record for instance in host.instances()), *list_lost(host)]
+    known = [instance.record for instance in host.instances()]
+    return [*known, *list_lost(host, known)]
 
 
 def list_used(host: Host, *, but: UUID | None = None) -> set[str]:
