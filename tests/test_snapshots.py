@@ -14,7 +14,7 @@ import pytest
 
 from hvctl import gc, operation
 from hvctl.config import Config
-from hvctl.errors import AlreadyExists, InvalidSpec, NotFound, Unsupported, UsageError, WrongState
+from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotFound, Unsupported, UsageError, WrongState
 from hvctl.host import Host
 from hvctl.instances import compact, copies, create, effects, layers, lifecycle, query, schedule, snapshots
 from hvctl.instances.snapshots import Take
@@ -306,6 +306,19 @@ def test_a_stack_has_a_limit_and_says_it(host: Host, mode: Mode, name: str, monk
     assert world.differences(before, world.look(host)) == []
 
 
+def test_without_space_nothing_is_begun(host: Host, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(host, mode, name)
+    write(host, name, 0, 1)
+    snapshots.take(host, name, Take(name="one"))
+    before = world.look(host)
+    monkeypatch.setattr(layers, "_RESERVE_BYTES", 2**60)
+    full = copies.Request(source=name, name=f"{name}-x", snapshot="one", is_full=True, start=False)
+    for deed in (lambda: snapshots.take(host, name, Take(name="two")), lambda: copies.copy(host, full)):
+        with pytest.raises(HostError, match="not enough space"):
+            deed()
+    assert world.differences(before, world.look(host)) == []
+
+
 @dataclass
 class Known:
     """What the model knows of one instance."""
@@ -341,7 +354,7 @@ def play(host: Host, mode: Mode, name: str, *, seed: int, operations: int, limit
 
 def step(host: Host, dice: random.Random, known: dict[str, Known], one: str, number: int) -> None:
     model = known[one]
-    deed = dice.choices(("write", "take", "revert", "delete", "copy", "remove"), (8, 6, 4, 4, 2, 1))[0]
+    deed = dice.choices(("write", "take", "revert", "delete", "copy", "remove", "compact"), (8, 6, 4, 4, 2, 1, 1))[0]
     if deed == "write":
         slot, value = dice.randrange(stacks.SLOTS), dice.choice((0, *range(1, 256)))
         write(host, one, slot, value)
@@ -364,6 +377,8 @@ def step(host: Host, dice: random.Random, known: dict[str, Known], one: str, num
         is_full = dice.random() < 0.3
         copies.copy(host, copies.Request(source=one, snapshot=source, name=new, is_full=is_full, start=False))
         known[new] = Known(now=model.snapshots[source] if source else model.now)
+    elif deed == "compact":
+        compact.compact(host, one, depth=2)
     elif deed == "remove" and len(known) > 1 and one != min(known):
         lifecycle.delete(host, one)
         del known[one]
