@@ -25,6 +25,7 @@ class ContainerLayers(Layers):
 
     def create(self, host: Host, record: Record, image: Image, layer: str, parent: str) -> None:
         host.shell.call(roots.make_layer, host.store.layer(layer), record.first_id or 0, parent)
+        host.shell.call(layers.sync_new, host.store.layer(layer))
 
     def seal(self, host: Host, layer: str) -> None:
         """Nothing: no container has its upper directory as anything but a read-only lower one from now on."""

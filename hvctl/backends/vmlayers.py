@@ -56,6 +56,7 @@ class VmLayers(Layers):
         host.shell.run(words, timeout_s=_QEMU_IMG_TIMEOUT_S)
         call(files.set_mode, disk, 0o600)
         call(layers.write_facts, store.layer(layer), layers.Facts(parent=parent))
+        call(layers.sync_new, store.layer(layer))
 
     def seal(self, host: Host, layer: str) -> None:
         host.shell.call(layers.seal, host.store.layer_disk(layer), _find_reader(host))

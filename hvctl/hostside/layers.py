@@ -117,9 +117,13 @@ def seal(path: Path, reader: int) -> None:
     os.chown(path, 0, reader, follow_symlinks=False)
 
 
-def sync(path: Path) -> None:
-    """Bring everything in a directory to the disk."""
-    files.sync_tree(path)
+def sync_new(layer: Path) -> None:
+    """Bring a layer in which nothing has been written yet to the disk, and its name."""
+    for name in os.listdir(layer):
+        path = layer / name
+        files.sync_directory(path) if path.is_dir() else files.sync_tree(path)
+    files.sync_directory(layer)
+    files.sync_directory(layer.parent)
 
 
 def _merge(sources: Sequence[Path], target: Path, *, is_closed: bool) -> None:

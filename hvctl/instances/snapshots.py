@@ -120,7 +120,7 @@ def take_locked(host: Host, name: str, request: Take, events: Sink) -> Snapshot:
     was = query.get(host, name).record
     instance = get_settled(host, name)
     finished = _find_finished(was, instance.record)
-    if finished is not None and request.name in (finished.name, ""):
+    if finished is not None and finished.purpose is request.purpose and request.name in (finished.name, ""):
         return finished
     record = instance.record
     if request.name and any(item.name == request.name for item in record.snapshots):
@@ -255,6 +255,8 @@ def _take(host: Host, instance: Instance, request: Take, how: str, events: Sink)
             with change.step("fill"):
                 if how == ASIDE:
                     backend.layers.fill(host, record, layer)
+                    held.close()  # it goes on while the copy is brought to the disk
+                    host.shell.call(files.sync_tree, host.store.layer(layer))
             _switch(change, image, request)
         change.record = TAKE.outcome(change.record) if TAKE.outcome else change.record
         change.redo_after("switch")
