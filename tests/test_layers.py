@@ -116,7 +116,8 @@ def test_a_merger_shows_what_its_layers_show(tmp_path: Path, _round: int) -> Non
         wanted = view(root)
     first = dice.randrange(1, 4)
     last = dice.randrange(first + 1, 6)
-    layers.merge_uppers([tmp_path / name for name in names[first : last + 1]], tmp_path / "merged")
+    paths = [tmp_path / name for name in names]
+    layers.merge_uppers(paths[first : last + 1], paths[:first], tmp_path / "merged")
     with overlay(tmp_path, [*names[:first], "merged", *names[last + 1 :]]) as root:
         assert view(root) == wanted
     # It takes the place of the last, before anybody lets go of the others: nobody sees a difference then either.

@@ -74,7 +74,8 @@ class ContainerLayers(Layers):
         store, call = host.store, host.shell.call
         highest = call(layers.read_facts, store.layer(run[-1]))
         call(files.make_directory, aside, 0o700)
-        call(layers.merge_uppers, tuple(store.layer_upper(layer) for layer in run), aside / "upper")
+        below = [store.image_tree(image.id), *map(store.layer_upper, call(layers.list_stack, store.layers, parent))]
+        call(layers.merge_uppers, [store.layer_upper(layer) for layer in run], below, aside / "upper")
         call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
 
     def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:

@@ -92,13 +92,13 @@ def inherit(upper: Path, below: Path) -> None:
     _copy_attributes(below, upper)
 
 
-def merge_uppers(uppers: Sequence[Path], target: Path) -> None:
-    """Make one upper directory that shows, on whatever is below, what these show on it; lowest first.
+def merge_uppers(uppers: Sequence[Path], below: Sequence[Path], target: Path) -> None:
+    """Make one upper directory that shows on `below` what these show on it; all lowest first.
 
     Files are links to those that are there: nothing is copied, nothing is written. Raises OSError for what an overlay
     with other options than ours has written.
     """
-    _merge([*reversed(uppers)], target, is_closed=False)
+    _merge([*reversed(uppers)], [*reversed(below)], target)
 
 
 def replace(layer: Path, aside: Path) -> None:
@@ -126,8 +126,11 @@ def sync_new(layer: Path) -> None:
     files.sync_directory(layer.parent)
 
 
-def _merge(sources: Sequence[Path], target: Path, *, is_closed: bool) -> None:
-    """`sources`: the same directory in several layers, topmost first. `is_closed`: nothing below shows through."""
+def _merge(sources: Sequence[Path], below: Sequence[Path], target: Path) -> None:
+    """`sources`: the same directory in several layers, topmost first; `below`: what of it shows through from below.
+
+    Where nothing does there must be no whiteout: in a directory of a single layer the kernel lists them as files.
+    """
     os.mkdir(target, 0o700)
     found: dict[str, list[Path]] = {}
     for source in sources:
@@ -135,23 +138,27 @@ def _merge(sources: Sequence[Path], target: Path, *, is_closed: bool) -> None:
             found.setdefault(name, []).append(source / name)
     for name, paths in found.items():
         if not _is_directory(paths[0]):
-            if not (is_closed and is_whiteout(paths[0])):
+            if below or not is_whiteout(paths[0]):
                 _link(paths[0], target / name)
             continue
-        merged: list[Path] = []
-        hides = False
-        for path in paths:
-            if not _is_directory(path):
-                hides = True
-                break
-            merged.append(path)
-            if is_opaque(path):
-                hides = True
-                break
-        _merge(merged, target / name, is_closed=is_closed or hides)
-        if hides:
+        merged, hides = _find_merged(paths)
+        through = [] if hides else _find_merged([path / name for path in below if os.path.lexists(path / name)])[0]
+        _merge(merged, through, target / name)
+        if below and not through:
             os.setxattr(target / name, _OPAQUE, b"y")
     _copy_attributes(sources[0], target)
+
+
+def _find_merged(paths: Sequence[Path]) -> tuple[list[Path], bool]:
+    """Those of an entry's appearances, topmost first, that make one directory; whether they hide all others below."""
+    merged: list[Path] = []
+    for path in paths:
+        if not _is_directory(path):
+            return merged, True
+        merged.append(path)
+        if is_opaque(path):
+            return merged, True
+    return merged, False
 
 
 def _link(source: Path, target: Path) -> None:
