@@ -108,7 +108,7 @@ def test_a_vm_without_an_answering_agent_gets_a_crash_consistent_snapshot(
 
 
 def test_a_copy_of_a_running_guest_is_another_machine(host: Host, settings: Config, subject: Instance) -> None:
-    inside(settings, "subject", "echo shared > /root/shared; sync")
+    inside(settings, "subject", "echo shared > /root/shared; install -o 1000 -g 2000 /dev/null /root/owned; sync")
     done = run(settings, "copy", "subject", "twin")
     assert done.status == 0, done.err
     record, twin = query.get(host, "subject").record, query.get(host, "twin").record
@@ -126,6 +126,9 @@ def test_a_copy_of_a_running_guest_is_another_machine(host: Host, settings: Conf
     }
     assert facts["twin"] == [twin.uuid.hex, "twin", "shared", twin.address]
     assert facts["subject"] == [record.uuid.hex, "subject", "shared", record.address]
+
+    owners = "stat -c %u:%g /root/owned /root/shared; echo more > /root/owned; stat -c %u:%g /root/owned"
+    assert inside(settings, "twin", owners).split() == ["1000:2000", "0:0", "1000:2000"]
 
     lifecycle.delete(host, "subject")
     assert run(settings, "restart", "twin").status == 0
