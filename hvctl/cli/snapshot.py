@@ -9,6 +9,7 @@ import click
 
 from hvctl.cli.app import App, confirm, output_options
 from hvctl.cli.present import format_age
+from hvctl.model import Wait
 from hvctl.units import format_size
 
 if TYPE_CHECKING:
@@ -91,9 +92,10 @@ def show(app: App, name: str, snap: str) -> None:
 @click.argument("name")
 @click.argument("snap")
 @click.option("--force", is_flag=True, help="End it if it runs, like pulling the plug, and start it again afterwards.")
+@click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @output_options
-def revert(app: App, name: str, snap: str, force: bool, yes: bool) -> None:
+def revert(app: App, name: str, snap: str, force: bool, wait: str, yes: bool) -> None:
     """Go back to a snapshot; what changed since is lost, all snapshots stay.
 
     Files, sizes and definition are as they were; name, address, keys and data disks stay as they are. One that was
@@ -106,7 +108,7 @@ def revert(app: App, name: str, snap: str, force: bool, yes: bool) -> None:
     snapshots.get_snapshot(query.get(app.host, name).record, snap)
     confirm(app, f"Give up what changed in {name} and go back to {snap}?", yes=yes)
     with app.progress() as events:
-        is_running = snapshots.revert(app.host, name, snap, force=force, events=events)
+        is_running = snapshots.revert(app.host, name, snap, force=force, goal=Wait(wait), events=events)
     tail = "running" if is_running else f"next: hvctl start {name}"
     app.print_result(
         {"name": name, "snapshot": snap, "running": is_running}, lambda: click.echo(f"{name}: is at {snap}; {tail}")

@@ -19,13 +19,13 @@ from hvctl.errors import AlreadyExists, GuestFailed, InvalidSpec, NotFound, Wron
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import effects, layers, query, snapeffects, wake
+from hvctl.instances import effects, layers, lifecycle, query, snapeffects, wait, wake
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.snapeffects import ASIDE, GROW, NAME
 from hvctl.instances.verbs import FORGET, REVERT, TAKE
 from hvctl.libvirtapi import domains
-from hvctl.model import Consistency, Image, Instance, Purpose, Record, Snapshot, State
+from hvctl.model import Consistency, Image, Instance, Purpose, Record, Snapshot, State, Wait
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 AUTOMATIC = "auto-"
@@ -136,13 +136,16 @@ def take_locked(host: Host, name: str, request: Take, events: Sink) -> Snapshot:
     return _take(host, instance, request, how, events)
 
 
-def revert(host: Host, name: str, snapshot_name: str, *, force: bool = False, events: Sink = ignore) -> bool:
+def revert(
+    host: Host, name: str, snapshot_name: str, *, force: bool = False, goal: Wait = Wait.SSH, events: Sink = ignore
+) -> bool:
     """Put an instance back to one of its snapshots; what changed since is lost, other snapshots stay.
 
-    One with memory goes on running, its clock set right. `force` ends a running one first and starts it again
-    afterwards. Returns whether it runs now. Raises WrongState while it runs, NotFound.
+    One with memory goes on running, its clock set right. `force` ends a running one first, starts it again afterwards
+    and waits for `goal`. Returns whether it runs now. Raises WrongState while it runs, NotFound, TimedOut.
     """
     host.require_root("snapshot revert")
+    log_start = 0
     with host.lock(name):
         query.get(host, name)
         instance = get_settled(host, name)
@@ -164,8 +167,11 @@ def revert(host: Host, name: str, snapshot_name: str, *, force: bool = False, ev
         if is_live:
             wake.restore(host, query.get(host, name).record, memory, events)
         elif was_running:
-            wake.start(host, query.get(host, name), events)
-        return is_live or was_running
+            log_start = lifecycle.start_locked(host, query.get(host, name), events)
+    if was_running and not is_live:
+        now = query.get(host, name)
+        wait.wait_until(host, now, goal, timeout_s=wait.DEFAULT_TIMEOUT_S, events=events, log_start=log_start)
+    return is_live or was_running
 
 
 def delete(host: Host, name: str, snapshot_name: str, events: Sink = ignore) -> None:

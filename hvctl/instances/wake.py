@@ -1,4 +1,4 @@
-"""A reverted instance that is to run: started anew, or brought back into the running moment that was kept."""
+"""Bringing a reverted VM back into the running moment that was kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hvctl.backends import get_backend
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, StepStarted
 from hvctl.host import Host
-from hvctl.instances import effects, layers, lifecycle
+from hvctl.instances import effects, layers
 from hvctl.libvirtapi import domains, livedisks, networks
-from hvctl.model import Instance, Record
+from hvctl.model import Record
 
 _CLOCK_TIMEOUT_S = 20
 
@@ -52,11 +52,6 @@ def restore(host: Host, record: Record, memory: Path, events: Sink) -> None:
         error.hint = f"its disk is reverted; it can be started without the memory: hvctl start {record.name}"
         raise
     _set_clock(host, record, events)
-
-
-def start(host: Host, instance: Instance, events: Sink) -> None:
-    """Start it; does not wait."""
-    lifecycle.start_locked(host, instance, events)
 
 
 def _targets(domain: ElementTree.Element) -> set[str]:
