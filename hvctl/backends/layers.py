@@ -51,6 +51,10 @@ class Layers(ABC):
         """Bytes that a snapshot of the running instance takes at once, its memory left out."""
         return 0
 
+    def list_left_out(self, host: Host, record: Record) -> list[str]:
+        """What it writes to beside its root, by the name that its definition has for it."""
+        return []
+
     @abstractmethod
     def find_freezer(self, host: Host, record: Record) -> str:
         """Why the running instance cannot be held still with everything written; empty when it can."""

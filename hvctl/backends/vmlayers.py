@@ -92,6 +92,14 @@ class VmLayers(Layers):
         live = domains.get_xml(_domain(host, record), inactive=False)
         return max(len(record.layers), live.count("<backingStore type="))
 
+    def list_left_out(self, host: Host, record: Record) -> list[str]:
+        domain = ElementTree.fromstring(domains.get_xml(_domain(host, record), inactive=False))
+        root = find_root(host, domain)
+        others = [
+            disk for disk in domain.iterfind("devices/disk") if disk is not root and disk.find("readonly") is None
+        ]
+        return [target.get("dev", "") for disk in others for target in disk.findall("target")]
+
     def find_freezer(self, host: Host, record: Record) -> str:
         domain = _domain(host, record)
         if not domains.is_running(domain):

@@ -68,7 +68,8 @@ def is_due(keep: Keep, taken: Sequence[Taken], now: datetime.datetime) -> bool:
 
 def list_expired(keep: Keep, taken: Sequence[Taken]) -> tuple[str, ...]:
     """Identifiers of the snapshots that no rule keeps; of two of one second the later in the list is the newer."""
-    newest_first = sorted(taken[::-1], key=lambda item: item[1], reverse=True)
+    by_age = sorted(enumerate(taken), key=lambda pair: (pair[1][1], pair[0]), reverse=True)
+    newest_first = [item for _number, item in by_age]
     kept = set()
     for every, count in keep:
         slots: dict[tuple[int, ...], str] = {}

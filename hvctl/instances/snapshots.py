@@ -128,7 +128,7 @@ def take_locked(host: Host, name: str, request: Take, events: Sink) -> Snapshot:
             f"{name!r} has a snapshot {request.name!r} already",
             hint=f"choose another name, or: hvctl snapshot delete {name} {request.name}",
         )
-    _check_state(instance, request)
+    _check_state(host, instance, request)
     how = _choose(host, instance)
     if how == GROW:
         layers.check_depth(host, record)
@@ -204,7 +204,7 @@ def _find_finished(was: Record, now: Record) -> Snapshot | None:
     return snapeffects.find_by_id(now, operation.arguments_of(was)["snapshot"])
 
 
-def _check_state(instance: Instance, request: Take) -> None:
+def _check_state(host: Host, instance: Instance, request: Take) -> None:
     name, record = instance.name, instance.record
     if instance.state not in (*_OFF, *_ON):
         raise WrongState(f"cannot take a snapshot of {name!r}: it is {instance.state}", hint=f"hvctl stop {name}")
@@ -213,6 +213,12 @@ def _check_state(instance: Instance, request: Take) -> None:
     get_backend(record.mode).check_memory()
     if instance.state not in _ON:
         raise WrongState(f"{name!r} is off: there is no memory to keep", hint="leave --memory away")
+    disks = get_backend(record.mode).layers.list_left_out(host, record)
+    if disks:
+        raise WrongState(
+            f"{name!r} has data disks ({', '.join(disks)}), which a snapshot leaves out: its memory would not fit them",
+            hint="leave --memory away",
+        )
 
 
 def _choose(host: Host, instance: Instance) -> str:
