@@ -10,6 +10,7 @@ import contextlib
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from uuid import uuid4
 from xml.etree import ElementTree
 
@@ -122,18 +123,24 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
         needed_bytes = sum(host.shell.call(files.disk_usage, host.store.layer(layer)) for layer in stack)
         layers.check_space(host, needed_bytes, what=f"a full copy of {source.name!r}")
         stack = tuple(str(uuid4()) for _run in runs)
-    record = replace(
-        origin,
+    # Named one by one: what a record gets to own later on is not to be owned twice by an oversight here.
+    record = Record(
         uuid=uuid4(),
         spec=replace(origin.spec, name=request.name, autostart=False),
+        store=origin.store,
+        image_id=origin.image_id,
         layers=(*stack, str(uuid4())),
+        network=origin.network,
         mac=identity.new_mac(),
-        address="",
+        login_user=origin.login_user,
         host_key=key.public,
+        authorized_keys=origin.authorized_keys,
+        accelerator=origin.accelerator,
+        provision=origin.provision,
+        kernel_release=origin.kernel_release,
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        snapshots=(),
-        current="",
-        keep=(),
+        labels=origin.labels,
+        unknown=origin.unknown,
     )
     if len(record.layers) > layers.DEEPEST:
         raise WrongState(
@@ -201,7 +208,7 @@ def _format_xml(host: Host, record: Record, plan: _Plan) -> str:
         element = domain.find(tag)
         assert element is not None
         element.text = value
-    _leave_out_disks(host, domain, plan.source)
+    _leave_out_disks(host, domain, plan.origin)
     own, new = str(store.instance(origin.uuid)), str(store.instance(record.uuid))
     words = {origin.mac: record.mac, origin.device: record.device}
     for element in domain.iter():
@@ -216,12 +223,18 @@ def _format_xml(host: Host, record: Record, plan: _Plan) -> str:
 
 
 def _leave_out_disks(host: Host, domain: ElementTree.Element, source: Record) -> None:
-    """Take out the disks that are neither its root nor lie in its own directory."""
+    """Take out the disks that are neither its root nor lie in its own directory, and directories that are no shares."""
     devices = domain.find("devices")
     assert devices is not None
-    ours = (f"{host.store.layers}/", f"{host.store.instance(source.uuid)}/")
+    own = host.store.instance(source.uuid)
     for disk in devices.findall("disk"):
         element = disk.find("source")
         path = element.get("file", "") if element is not None else ""
-        if not path.startswith(ours):
+        if not path.startswith((f"{host.store.layers}/", f"{own}/")):
             devices.remove(disk)
+    shares = [str(number) for number in range(len(source.spec.mounts))]
+    for directory in devices.findall("filesystem"):
+        element = directory.find("source")
+        place = Path(element.get("dir", "/")) if element is not None else Path("/")
+        if place.parent == own / "mounts" and place.name not in shares:
+            devices.remove(directory)
