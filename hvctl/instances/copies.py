@@ -140,7 +140,6 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
         kernel_release=origin.kernel_release,
         created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         labels=origin.labels,
-        unknown=origin.unknown,
     )
     if len(record.layers) > layers.DEEPEST:
         raise WrongState(
