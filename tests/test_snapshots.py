@@ -224,6 +224,21 @@ def test_a_stack_is_compacted_and_shows_the_same_to_all_who_stand_on_it(host: Ho
     assert content_of(host, name, "s20") == contents["s20"]
 
 
+def test_who_goes_back_lets_go_of_what_another_has_compacted(host: Host, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    deepen(host, name, 4)
+    copies.copy(host, copies.Request(source=name, name=f"{name}-a", snapshot="s3", start=False))
+    snapshots.take(host, f"{name}-a", Take(name="here"))
+    for snapshot in ("s0", "s1", "s2"):
+        snapshots.delete(host, name, snapshot)
+    assert compact.compact(host, name, depth=2) == 3
+    now = content_of(host, f"{name}-a")
+    assert len(query.get(host, f"{name}-a").record.layers) == 5
+    snapshots.revert(host, f"{name}-a", "here")
+    assert (content_of(host, f"{name}-a"), content_of(host, name, "s3")) == (now, now)
+    assert gc.collect(host) == ()
+
+
 @pytest.mark.only_mode(Mode.VM, "a container has neither NVRAM nor a kernel of its own")
 def test_nvram_and_kernel_go_with_a_snapshot(host: Host, mode: Mode, name: str) -> None:
     record = make(host, mode, name)

@@ -73,10 +73,12 @@ def free(host: Host, record: Record, tops: Iterable[str], *, is_going: bool = Fa
     with host.lock(_LOCK, timeout_s=_LOCK_TIMEOUT_S):
         used = list_used(host, but=record.uuid if is_going else None)
         backend = get_backend(record.mode)
+        going: list[str] = []
         for top in wanted:
-            for layer in stack_of(host, top) if top not in used else ():
-                if layer not in used:
-                    backend.layers.discard(host, layer)
+            if top not in used and top not in going:
+                going += [layer for layer in stack_of(host, top) if layer not in used and layer not in going]
+        for layer in going:
+            backend.layers.discard(host, layer)
 
 
 def check_depth(host: Host, record: Record) -> None:

@@ -363,7 +363,8 @@ def _reverted(host: Host, record: Record, snapshot: Snapshot) -> Record:
             hint=f"hvctl snapshot delete {record.name} {snapshot.name}",
         )
     layer = str(uuid4())
-    pending = operation.intend(REVERT, snapshot=snapshot.id, layer=layer, old=record.layers[-1])
+    # All of them, not the top alone: one that another instance's compaction made part of the next is found by its name only.
+    pending = operation.intend(REVERT, snapshot=snapshot.id, layer=layer, old=",".join(record.layers))
     return replace(
         record,
         spec=replace(then.spec, name=record.name, autostart=record.spec.autostart, mounts=record.spec.mounts),
