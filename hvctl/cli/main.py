@@ -35,7 +35,7 @@ COMMANDS = {
     "exec": ("hvctl.cli.enter:exec_", "Run a command as root without the network."),
     "console": ("hvctl.cli.enter:console", "Attach to the serial console; ^] leaves."),
     "logs": ("hvctl.cli.query:logs", "Print the boot log."),
-    "image": ("hvctl.cli.image:image", "Build, list, show and delete images."),
+    "image": ("hvctl.cli.image:image", "Build images, bring them from elsewhere, list and delete them."),
     "template": ("hvctl.cli.template:template", "List, show, check and render templates."),
     "host": ("hvctl.cli.hostcmd:host", "Set up, check and repair this machine."),
     "gc": ("hvctl.cli.gc:gc", "Finish or undo what a crash left behind."),

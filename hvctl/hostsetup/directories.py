@@ -37,6 +37,7 @@ def _wanted(host: Host) -> list[tuple[Path, int]]:
         (store.root, 0o711),
         *((path, 0o711) for path in (store.images, store.tags, store.layers, store.instances, store.root / "renaming")),
         (store.building, 0o700),
+        (store.downloads, 0o700),
         (store.run, 0o755),
         (store.locks, 0o2770),
     ]
