@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl import images
+from hvctl import images, operation
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import claim, lifecycle, query, volumes
+from hvctl.instances import claim, compact, layers, lifecycle, query, snapshots, volumes
 from hvctl.instances.recovery import settle
-from hvctl.model import Instance
+from hvctl.model import Instance, Purpose, Record, Snapshot
 from hvctl.rootfs import fetch
 
 
@@ -40,6 +40,8 @@ def collect(
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
     found += _collect_ephemeral(host, dry_run)
+    found += _collect_copies(host, dry_run)
+    found += [] if dry_run else _compact(host, events)
     found += collect_building(host, dry_run=dry_run)
     found += _collect_images(host, dry_run)
     found += _collect_downloads(host, dry_run)
@@ -83,6 +85,46 @@ def _collect_ephemeral(host: Host, dry_run: bool) -> list[Collected]:
         except HvctlError as error:
             found.append(Collected(what=f"instance {name}", action=f"failed: {error.message}", is_done=False))
     return found
+
+
+def _collect_copies(host: Host, dry_run: bool) -> list[Collected]:
+    """Snapshots that were taken for a copy whose process is gone."""
+    found = []
+    for instance in host.instances():
+        if instance.record.pending is None and _copy_snapshots(instance.record):
+            what = f"instance {instance.name}"
+            action = "what an interrupted copy needed of it is removed"
+            if not dry_run:
+                try:
+                    with host.lock(instance.name):
+                        for snapshot in _copy_snapshots(record := query.get(host, instance.name).record):
+                            snapshots.delete_locked(host, record, snapshot, ignore)
+                            record = query.get(host, instance.name).record
+                except HvctlError as error:
+                    found.append(Collected(what=what, action=f"left alone: {error.message}", is_done=False))
+                    continue
+            found.append(Collected(what=what, action=action, is_done=not dry_run))
+    return found
+
+
+def _compact(host: Host, events: Sink) -> list[Collected]:
+    """Stacks that have become deep."""
+    found = []
+    for instance in host.instances():
+        if instance.record.pending is None and len(instance.record.layers) >= layers.COMPACT_FROM:
+            what = f"instance {instance.name}"
+            try:
+                count = compact.compact(host, instance.name, events=events)
+            except HvctlError as error:
+                found.append(Collected(what=what, action=f"not compacted: {error.message}", is_done=False))
+                continue
+            if count:
+                found.append(Collected(what=what, action=f"{count} of its layers merged into others", is_done=True))
+    return found
+
+
+def _copy_snapshots(record: Record) -> list[Snapshot]:
+    return [item for item in record.snapshots if item.purpose is Purpose.COPY]
 
 
 def collect_building(host: Host, *, dry_run: bool = False) -> list[Collected]:
@@ -130,10 +172,12 @@ def _collect_orphans(host: Host, *, remove: bool) -> list[Collected]:
 
 def list_orphans(host: Host) -> list[Path]:
     """Paths in the store that no instance owns. An instance that only the store's copy knows still owns its files."""
-    from hvctl.instances.recovery import list_lost
+    from hvctl.instances.lost import list_lost
 
     records = [instance.record for instance in host.instances()] + list_lost(host)
-    owned = {str(record.uuid) for record in records} | {layer for record in records for layer in record.layers}
+    owned = {str(record.uuid) for record in records} | layers.list_used(host)
+    for record in records:  # what a change that is under way has just made
+        owned |= layers.tops_of(record) | set(operation.arguments_of(record).values())
     paths = [
         folder / name
         for folder in (host.store.instances, host.store.layers)

@@ -9,13 +9,16 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
         <hvctl:variable name="K" value="V"/>
         <hvctl:mount source="/srv/data" target="/data" read-only="no" uid="1000" gid="1000"/>
       </hvctl:spec>
-      <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg"><hvctl:layer id="UUID"/></hvctl:root>
-      <(?:[a-z]+:)?container first-id="1879048192"/>
+      <hvctl:root image="ID" kernel="6.1.0-1-cloud-amd64" accelerator="tcg" snapshot="UUID"><hvctl:layer id="UUID"/></hvctl:root>
+      <hvctl:container first-id="1879048192"/>
       <hvctl:interface network="hvctl" mac="52:..." address="10.1.2.3" device="hv0123456789"/>
       <hvctl:access user="root" provision="credentials" host-key="ssh-ed25519 AAAA..."><hvctl:key>...</hvctl:key></hvctl:access>
       <hvctl:label name="K" value="V"/>
       <hvctl:disk name="data" kind="volume" format="raw" volume="UUID" source="" size="10737418240" filesystem="ext4"
           guest-written="yes" target="vdb" serial="data" read-only="no" cache="default" discard="yes" iops="0" bytes="0"/>
+      <hvctl:snapshot id="UUID" name="before" layer="UUID" parent="" taken="2026-01-31T12:00:00Z" comment=""
+          consistency="frozen" purpose="user"/>
+      <hvctl:keep every="hourly" count="24"/>
       <hvctl:pending verb="create" step="root"><hvctl:argument name="K" value="V"/></hvctl:pending>
     </hvctl:instance>
 """
@@ -35,13 +38,16 @@ from hvctl.model import (
     AccelChoice,
     Accelerator,
     Cache,
+    Consistency,
     DataDisk,
     DiskKind,
     Mode,
     Mount,
     PendingOperation,
     Provision,
+    Purpose,
     Record,
+    Snapshot,
     Spec,
     Throttle,
     VolumeFormat,
@@ -52,7 +58,13 @@ URI = "urn:hvctl"
 SCHEMA = 1
 
 _NS = f"{{{URI}}}"
-_KNOWN = {_NS + tag for tag in ("spec", "root", "container", "interface", "access", "label", "disk", "pending")}
+_KNOWN = {
+    _NS + tag
+    for tag in (
+        *("spec", "root", "container", "interface", "access", "label"),
+        *("disk", "snapshot", "keep", "pending"),
+    )
+}
 
 ElementTree.register_namespace(PREFIX, URI)
 
@@ -187,8 +199,14 @@ def _build(record: Record) -> Element:
     root = SubElement(
         top,
         f"{_NS}root",
-        {"image": record.image_id, "kernel": record.kernel_release, "accelerator": record.accelerator or ""},
+        {
+            "image": record.image_id,
+            "kernel": record.kernel_release,
+            "accelerator": record.accelerator or "",
+        },
     )
+    if record.current:
+        root.set("snapshot", record.current)
     for layer in record.layers:
         SubElement(root, f"{_NS}layer", {"id": layer})
     if record.first_id is not None:
@@ -205,6 +223,10 @@ def _build(record: Record) -> Element:
     _add_pairs(top, "label", record.labels)
     for disk in record.disks:
         SubElement(top, f"{_NS}disk", format_disk(disk))
+    for snapshot in record.snapshots:
+        SubElement(top, f"{_NS}snapshot", _format_snapshot(snapshot))
+    for every, count in record.keep:
+        SubElement(top, f"{_NS}keep", {"every": every, "count": str(count)})
     if record.pending is not None:
         pending = SubElement(top, f"{_NS}pending", {"verb": record.pending.verb, "step": record.pending.step})
         _add_pairs(pending, "argument", record.pending.arguments)
@@ -239,6 +261,9 @@ def _parse(top: Element, name: str, uuid: UUID) -> Record:
         authorized_keys=tuple(key.text or "" for key in access.findall(f"{_NS}key")),
         labels=_pairs(top, "label"),
         disks=tuple(parse_disk(disk.attrib) for disk in top.findall(f"{_NS}disk")),
+        snapshots=tuple(_parse_snapshot(item) for item in top.findall(f"{_NS}snapshot")),
+        current=root.get("snapshot", ""),
+        keep=tuple((item.attrib["every"], int(item.attrib["count"])) for item in top.findall(f"{_NS}keep")),
         unknown=tuple(ElementTree.tostring(child, encoding="unicode") for child in top if child.tag not in _KNOWN),
     )
     container, pending = top.find(f"{_NS}container"), top.find(f"{_NS}pending")
@@ -278,6 +303,32 @@ def _parse_spec(element: Element, name: str) -> Spec:
             )
             for mount in element.findall(f"{_NS}mount")
         ),
+    )
+
+
+def _format_snapshot(snapshot: Snapshot) -> dict[str, str]:
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "layer": snapshot.layer,
+        "parent": snapshot.parent,
+        "taken": snapshot.taken_at,
+        "comment": snapshot.comment,
+        "consistency": snapshot.consistency,
+        "purpose": snapshot.purpose,
+    }
+
+
+def _parse_snapshot(element: Element) -> Snapshot:
+    return Snapshot(
+        id=element.attrib["id"],
+        name=element.attrib["name"],
+        layer=element.attrib["layer"],
+        parent=element.get("parent", ""),
+        taken_at=element.get("taken", ""),
+        comment=element.get("comment", ""),
+        consistency=Consistency(element.attrib["consistency"]),
+        purpose=Purpose(element.attrib["purpose"]),
     )
 
 

@@ -207,6 +207,47 @@ class DataDisk:
     throttle: Throttle = Throttle()
 
 
+class Consistency(StrEnum):
+    """What a snapshot's files look like to the system that wrote them."""
+
+    STOPPED = "stopped"
+    """It was off: as it left them."""
+    FROZEN = "frozen"
+    """It ran, and held still with everything written."""
+    MEMORY = "memory"
+    """It ran, and its memory was kept with them."""
+    CRASH = "crash-consistent"
+    """It ran and could not be asked: as after a power cut."""
+
+
+class Purpose(StrEnum):
+    """Why there is a snapshot, and so who may take it away."""
+
+    USER = "user"
+    """Somebody named it: only somebody deletes it."""
+    SCHEDULE = "schedule"
+    """Its schedule took it, and lets it expire."""
+    COPY = "copy"
+    """For the moments of a copy; listed nowhere, collected by `gc` when the copy died."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A named layer of an instance. Its definition, NVRAM and memory lie in the store, in a directory named `id`."""
+
+    id: str
+    name: str
+    layer: str
+    """The layer it ends with, never written again; those below are the layer's own to tell. Empty: the image itself."""
+    parent: str = ""
+    """Identifier of the snapshot that the instance came from when it was taken; empty: from its creation."""
+    taken_at: str = ""
+    """UTC, ISO 8601 to the second."""
+    comment: str = ""
+    consistency: Consistency = Consistency.STOPPED
+    purpose: Purpose = Purpose.USER
+
+
 @dataclass(frozen=True, kw_only=True)
 class PendingOperation:
     """The intent of a change that has begun: which verb, and the step that was about to be done.
@@ -250,6 +291,12 @@ class Record:
     labels: tuple[tuple[str, str], ...] = ()
     disks: tuple[DataDisk, ...] = ()
     """Its data disks, oldest first."""
+    snapshots: tuple[Snapshot, ...] = ()
+    """Oldest first."""
+    current: str = ""
+    """Identifier of the snapshot that it has come from: the last one taken or reverted to."""
+    keep: tuple[tuple[str, int], ...] = ()
+    """Its schedule: (`hourly`, 24) keeps the last snapshot of each of the last 24 hours that have one."""
     pending: PendingOperation | None = None
     unknown: tuple[str, ...] = ()
     """Elements of newer minor versions or other tools inside our metadata, kept as they were."""

@@ -60,8 +60,10 @@ class Verb:
     """After a roll-back, instead of clearing the intent: removes the claim itself (create's stub)."""
     removes_domain: bool = False
     """Whether the last step takes the domain and the intent with it (delete)."""
-    has_committed: Callable[[Record], bool] | None = None
-    """Where the commit is one call of libvirt's that cannot carry the intent along: told from the record (rename)."""
+    has_committed: Callable[[Host, Record], bool] | None = None
+    """Where the commit is one call of libvirt's that cannot carry the intent along (rename): told from what it changed."""
+    outcome: Callable[[Record], Record] | None = None
+    """The record as the commit makes it, from the one with the intent; given its own result, the same again."""
 
     def step_names(self) -> tuple[str, ...]:
         """All points at which a crash can come, in order: the claim, the steps, the clearing of the intent."""
@@ -70,11 +72,11 @@ class Verb:
     def index(self, step: str) -> int:
         return self.step_names().index(step)
 
-    def is_committed(self, record: Record) -> bool:
+    def is_committed(self, host: Host, record: Record) -> bool:
         """Whether what was begun on this record is to be finished rather than undone."""
         assert record.pending is not None
         if self.has_committed is not None:
-            return self.has_committed(record)
+            return self.has_committed(host, record)
         return self.index(record.pending.step) > self.index(self.commit)
 
 
@@ -174,6 +176,7 @@ def roll_forward(host: Host, verb: Verb, record: Record) -> None:
     """Do every step from the one that was begun on, then clear the intent. May be done twice."""
     assert record.pending is not None
     reached = max(verb.index(record.pending.step), 1)
+    record = verb.outcome(record) if verb.outcome is not None else record
     for step in verb.steps[reached - 1 :]:
         log.debug("redo %s of %s %s", step.name, verb.name, record.name)
         step.redo(host, record)
@@ -203,7 +206,7 @@ def _clear(host: Host, record: Record) -> None:
 def _after_failure(operation: Operation, error: BaseException) -> None:
     """Undo what can be undone. When even that fails, say so on the error that is on its way."""
     record, verb = operation.record, operation.verb
-    if record.pending is None or verb.is_committed(record):
+    if record.pending is None or verb.is_committed(operation.host, record):
         _add_hint(error, f"{record.name!r} is left incomplete; finish it: hvctl gc")
         return
     try:

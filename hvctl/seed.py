@@ -12,14 +12,27 @@ import json
 from hvctl.model import Provision, Record
 
 _LABEL = "cidata"
+# systemd-machine-id-setup(1) takes a VM's UUID.
+_NEW_MACHINE: dict[str, object] = {
+    "bootcmd": [
+        [
+            "cloud-init-per",
+            "instance",
+            "hvctl-machine-id",
+            "sh",
+            "-c",
+            "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup",
+        ]
+    ]
+}
 
 
-def make_nocloud(record: Record, host_key: bytes, user_data: bytes) -> bytes:
-    """The seed disk of an instance: the files of `format_files`."""
-    return make_iso(format_files(record, host_key, user_data))
+def make_nocloud(record: Record, host_key: bytes, user_data: bytes, *, is_copy: bool = False) -> bytes:
+    """The seed disk of an instance: the files of `format_files`; a copy gives up the machine id that it comes with."""
+    return make_iso(format_files(record, host_key, user_data, is_copy=is_copy))
 
 
-def format_files(record: Record, host_key: bytes, user_data: bytes) -> dict[str, bytes]:
+def format_files(record: Record, host_key: bytes, user_data: bytes, *, is_copy: bool = False) -> dict[str, bytes]:
     """Name and content of a seed's files: the instance's name, address by DHCP, and the user data.
 
     An image without hvctl's own mechanism (`Provision.NOCLOUD`) gets keys and host key this way too, as vendor data,
@@ -31,7 +44,9 @@ def format_files(record: Record, host_key: bytes, user_data: bytes) -> dict[str,
         "network-config": _json(_network_config(record)),
     }
     if record.provision is Provision.NOCLOUD:
-        files["vendor-data"] = b"#cloud-config\n" + _json(_vendor_data(record, host_key))
+        files["vendor-data"] = b"#cloud-config\n" + _json(
+            _vendor_data(record, host_key) | (_NEW_MACHINE if is_copy else {})
+        )
     return files
 
 

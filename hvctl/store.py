@@ -7,7 +7,7 @@ what somebody typed.
       images/ID/                 0711            manifest.json disk.qcow2 vmlinuz initrd, all 0444, tree/ 0700
       images/ID/made/{disk,tree}/  0711, 0700    the half that it did not come with, made when it was first needed
       tags/NAME                                  one line: the identifier of the image
-      layers/ID/                 0711            a VM's: disk.qcow2
+      layers/ID/                 0711            a VM's: disk.qcow2 layer.json
       layers/ID/                 0700            a container's: upper/ work/ layer.json
       instances/UUID/            0711            a VM's: domain.xml identity/ vmlinuz initrd seed.iso console.log nvram.fd
       instances/UUID/            0710            a container's (its own group): domain.xml identity/ and, all mount
@@ -15,6 +15,8 @@ what somebody typed.
       instances/UUID/{application,output}/       an application's: what its init is given, and gives back
       volumes/ID/                0711            volume.json, and disk.raw or disk.qcow2 (0600)
       volumes/ID/                0700            a directory volume: volume.json data/
+      instances/UUID/snapshots/ID/  0700         domain.xml and, where there is one, nvram.fd memory.save tpm.permall
+                                                 vmlinuz initrd
       renaming/UUID.xml          0711            a definition on its way to another name; empty but for moments
       building/OPERATION/        0700            private directories; published from here by rename
     downloads/DIGEST.part      0600            what has come of an address (0700; the digest is that of the address)
@@ -115,6 +117,16 @@ class Store:
     def volume_content(self, volume_id: str, format_: str) -> Path:
         """The file that holds a volume, or the directory that is one."""
         return self.volumes / volume_id / ("data" if format_ == "directory" else f"disk.{format_}")
+
+    def layer_upper(self, layer_id: str) -> Path:
+        return self.layers / layer_id / "upper"
+
+    def snapshots(self, uuid: UUID) -> Path:
+        return self.instance(uuid) / "snapshots"
+
+    def snapshot(self, uuid: UUID, snapshot_id: str) -> Path:
+        """What belongs to a snapshot beside its layer."""
+        return self.snapshots(uuid) / snapshot_id
 
     def instance(self, uuid: UUID) -> Path:
         return self.instances / str(uuid)

@@ -13,12 +13,12 @@ from hvctl import gc, images
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, create, disks, lifecycle, publish, query
+from hvctl.instances import change, compact, copies, create, disks, layers, lifecycle, publish, query, snapshots
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, State, Throttle
 from hvctl.operation import CLEAR
 from hvctl.units import MIB
-from tests import tiny, victims, world
+from tests import stacks, tiny, victims, world
 
 pytestmark = pytest.mark.guest
 
@@ -30,8 +30,38 @@ class Scenario:
     needs_instance: bool
     act: Callable[[Host, Mode, str, Sink], object]
     is_done: Callable[[Host, str], bool]
-    prepare: Callable[[Host, str], object] = lambda _host, _name: None
+    prepare: Callable[[Host, str], object] = lambda host, name: None
     """What is done to the instance before."""
+
+
+def _write(host: Host, name: str, value: int) -> None:
+    stacks.write(host, query.get(host, name).record, 0, value)
+
+
+def _take_one(host: Host, name: str) -> None:
+    """One snapshot, `one`, and something written since."""
+    _write(host, name, 1)
+    snapshots.take(host, name, snapshots.Take(name="one"))
+    _write(host, name, 2)
+
+
+def _content(host: Host, name: str) -> int:
+    record = query.get(host, name).record
+    return stacks.read(host, record, record.layers)[0]
+
+
+def _has_snapshot(host: Host, name: str, snapshot: str, value: int) -> bool:
+    """Whether it is listed; then it must hold what it should, and the rest too."""
+    record = query.get(host, name).record
+    found = next((item for item in record.snapshots if item.name == snapshot), None)
+    if found is not None:
+        assert stacks.read(host, record, layers.stack_of(host, found.layer))[0] == value
+    return found is not None
+
+
+def _is_reverted(host: Host, name: str) -> bool:
+    assert _has_snapshot(host, name, "one", 1)
+    return _content(host, name) == 1
 
 
 def _create(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
@@ -64,6 +94,35 @@ def _publish(host: Host, _mode: Mode, name: str, events: Sink) -> object:
     """And away with the image: the instance, and nothing else, is to be there afterwards."""
     publish.publish(host, publish.Publication(instance=name, image=f"{name}-image", keep_identity=True), events)
     return images.delete(host, f"{name}-image")
+
+
+def _delete_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    return snapshots.delete(host, name, "one", events)
+
+
+def _copy_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    request = copies.Request(source=name, snapshot="one", name=f"{name}-new", start=False)
+    return copies.copy(host, request, events)
+
+
+def _make_deep(host: Host, name: str) -> None:
+    """Four layers, of which the lowest two are nobody's."""
+    for value in (1, 2, 3):
+        _write(host, name, value)
+        snapshots.take(host, name, snapshots.Take(name=f"s{value}"))
+    _write(host, name, 4)
+    for value in (1, 2):
+        snapshots.delete(host, name, f"s{value}")
+
+
+def _is_compact(host: Host, name: str) -> bool:
+    assert (_content(host, name), _has_snapshot(host, name, "s3", 3)) == (4, True)
+    return len(query.get(host, name).record.layers) == 2
+
+
+def _is_copied(host: Host, name: str) -> bool:
+    assert (_content(host, name), _has_snapshot(host, name, "one", 1)) == (2, True)
+    return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
 
 
 SCENARIOS = {
@@ -116,6 +175,36 @@ SCENARIOS = {
             host, name, change.Changes(cpus=2, is_autostart=True), events
         ),
         is_done=_is_set,
+    ),
+    "copy": Scenario(
+        needs_instance=True,
+        prepare=_take_one,
+        act=_copy_one,
+        is_done=_is_copied,
+    ),
+    "compact": Scenario(
+        needs_instance=True,
+        prepare=_make_deep,
+        act=lambda host, _mode, name, events: compact.compact(host, name, depth=2, events=events),
+        is_done=_is_compact,
+    ),
+    "snapshot-take": Scenario(
+        needs_instance=True,
+        prepare=lambda host, name: _write(host, name, 3),
+        act=lambda host, _mode, name, events: snapshots.take(host, name, snapshots.Take(name="new"), events),
+        is_done=lambda host, name: _content(host, name) == 3 and _has_snapshot(host, name, "new", 3),
+    ),
+    "snapshot-revert": Scenario(
+        needs_instance=True,
+        prepare=_take_one,
+        act=lambda host, _mode, name, events: snapshots.revert(host, name, "one", events=events),
+        is_done=_is_reverted,
+    ),
+    "snapshot-delete": Scenario(
+        needs_instance=True,
+        prepare=_take_one,
+        act=_delete_one,
+        is_done=lambda host, name: _content(host, name) == 2 and not _has_snapshot(host, name, "one", 1),
     ),
 }
 

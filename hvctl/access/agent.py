@@ -42,6 +42,22 @@ def ping(domain: Any, *, timeout_s: int = _PING_TIMEOUT_S) -> None:
     agent.command(domain, "guest-ping", {}, timeout_s=timeout_s)
 
 
+def freeze(domain: Any, *, timeout_s: int) -> None:
+    """Let the guest write everything and hold its file systems. Raises GuestFailed or TimedOut: then it may be frozen."""
+    agent.command(domain, "guest-fsfreeze-freeze", {}, timeout_s=timeout_s)
+
+
+def thaw(domain: Any, *, timeout_s: int) -> bool:
+    """Let the guest's file systems go; whether none is held any more. Raises GuestFailed or TimedOut."""
+    agent.command(domain, "guest-fsfreeze-thaw", {}, timeout_s=timeout_s)
+    return bool(agent.command(domain, "guest-fsfreeze-status", {}, timeout_s=timeout_s) == "thawed")
+
+
+def set_clock(domain: Any, now_ns: int) -> None:
+    """Set the guest's clock. Raises GuestFailed or TimedOut."""
+    agent.command(domain, "guest-set-time", {"time": now_ns}, timeout_s=_PING_TIMEOUT_S)
+
+
 def run(
     domain: Any,
     argv: tuple[str, ...],

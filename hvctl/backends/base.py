@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
 from hvctl.backends.disks import Disks
+from hvctl.backends.layers import Layers
 from hvctl.errors import HostError, InvalidSpec, Unsupported
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -53,6 +54,8 @@ class Secrets:
     """What an application runs, as its user wants it: words and environment may be secret."""
     process_ids: tuple[int, int] = (0, 0)
     """Its uid and gid, inside."""
+    is_copy: bool = False
+    """Whether its root is another instance's, whose machine id it must not keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ class Backend(ABC):
     """What a record has in this mode only, with values that are the same on every machine."""
     disks: ClassVar[Disks]
     """What it does with data disks, and with the size of its root."""
+    layers: ClassVar[Layers]
+    """What it does with the layers of a root."""
 
     @abstractmethod
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -194,6 +199,16 @@ class Backend(ABC):
         """Return when it can boot another kernel."""
         raise self._unsupported("shares the host's kernel", "update the host's: it is every container's")
 
+    @optional("snapshots with memory (snapshot take --memory)")
+    def check_memory(self) -> None:
+        """Return when its memory can be kept with a snapshot."""
+        raise self._unsupported("cannot keep its memory", "leave --memory away")
+
+    @optional("differences between snapshots, file by file (snapshot diff)")
+    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+        """What changed from one layer's stack to another's: (`added`, `changed` or `removed`, path), by path."""
+        raise self._unsupported("has its files in a disk that only its own kernel reads", "look inside: hvctl exec")
+
     @optional("exec with a terminal (exec --tty)")
     def check_terminal(self) -> None:
         """Return when `attach` can give a command a terminal."""
@@ -216,10 +231,9 @@ class Backend(ABC):
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         """Make the writable layer on the image."""
 
-    def discard_root(self, host: Host, record: Record) -> None:
-        """Remove its layers."""
-        for layer in record.layers:
-            host.shell.call(files.remove, host.store.layer(layer))
+    def release_root(self, host: Host, record: Record) -> None:
+        """Let go of its layers before they are removed."""
+        return
 
     @abstractmethod
     def hold(self, host: Host, record: Record) -> str:

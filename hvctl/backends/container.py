@@ -20,10 +20,11 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends import containerimage, processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.containerdisks import RESERVED, ContainerDisks
+from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, ids, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
@@ -43,6 +44,7 @@ class ContainerBackend(Backend):
     mode: ClassVar[Mode] = Mode.CONTAINER
     noun: ClassVar[str] = "a container"
     least_memory_bytes: ClassVar[int] = 16 * MIB
+    layers: ClassVar[ContainerLayers] = ContainerLayers()
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
     disks: ClassVar[ContainerDisks] = ContainerDisks()
 
@@ -89,6 +91,9 @@ class ContainerBackend(Backend):
 
     def check_directory_volumes(self) -> None:
         return
+
+    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+        return self.layers.list_differences(host, record, old, new)
 
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
@@ -147,14 +152,13 @@ class ContainerBackend(Backend):
 
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         layer, owner = host.store.layer(record.layers[-1]), record.first_id or 0
-        host.shell.call(roots.make_layer, layer, owner)
+        self.layers.create(host, record, image, record.layers[-1], "")
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             content = seed.format_files(record, secrets.host_key, secrets.user_data)
             host.shell.call(roots.add_files, layer, owner, "var/lib/cloud/seed/nocloud", content)
 
-    def discard_root(self, host: Host, record: Record) -> None:
+    def release_root(self, host: Host, record: Record) -> None:
         host.shell.call(roots.unmount, host.store.instance(record.uuid))
-        super().discard_root(host, record)
 
     def discard_files(self, host: Host, record: Record) -> None:
         host.shell.call(roots.unmount, host.store.instance(record.uuid))
@@ -328,16 +332,10 @@ class ContainerBackend(Backend):
                 raise
 
     def pause(self, host: Host, record: Record) -> None:
-        if host.shell.call(freezer.has_own, self._controller(host, record)):
-            host.shell.call(freezer.freeze, self._controller(host, record))
-        else:
-            super().pause(host, record)
+        pause(host, record)
 
     def resume(self, host: Host, record: Record) -> None:
-        if host.shell.call(freezer.has_own, self._controller(host, record)):
-            host.shell.call(freezer.thaw, self._controller(host, record))
-        else:
-            super().resume(host, record)
+        resume(host, record)
 
     def answers(self, host: Host, record: Record) -> bool:
         try:

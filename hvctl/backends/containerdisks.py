@@ -91,7 +91,7 @@ class ContainerDisks(Disks):
             ) from error
         # Where it was mounted for the container: gone here, and with the directory in every other mount namespace.
         host.shell.call(mounts.unmount, _mount_point(host, record, disk))
-        host.shell.call(files.remove_empty, _mount_point(host, record, disk))
+        host.shell.call(files.remove_directory, _mount_point(host, record, disk))
         if host.shell.call(loops.find_loop, volume.path) is not None:
             raise WrongState(
                 f"this host's kernel still holds {disk.name!r}, so nobody else may write to it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hvctl.hostside import files, flatten, identityfiles, roots
+from hvctl.hostside import files, flatten, identityfiles, layers
 from hvctl.model import Image, Record
 from hvctl.rootfs import archives
 from hvctl.rootfs.building import Building, check_space
@@ -19,8 +19,8 @@ def export_root(work: Building, record: Record, image: Image, top: Path, *, keep
     host, call = work.host, work.host.shell.call
     tree = host.store.image_tree(image.id)
     check_space(host, f"publishing {record.name!r}", 2 * call(files.disk_usage, tree) + GIB // 4)
-    layers = [*(host.store.layer(layer) for layer in record.layers[:-1]), top]
-    lowers = [(tree, 0), *((layer / "upper", call(roots.read_first_id, layer)) for layer in layers)]
+    stack = [*(host.store.layer(layer) for layer in record.layers[:-1]), top]
+    lowers = [(tree, 0), *((layer / "upper", call(layers.read_facts, layer).first_id) for layer in stack)]
     for folder in (work.rootfs.parent, work.rootfs):
         call(files.make_directory, folder, 0o700)
     work.tell("copying the tree", 10)

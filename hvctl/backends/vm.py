@@ -14,7 +14,9 @@ from hvctl.access import agent
 from hvctl.access.agent import ExecResult
 from hvctl.backends import processes, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.layers import Layers
 from hvctl.backends.vmdisks import VmDisks
+from hvctl.backends.vmlayers import VmLayers
 from hvctl.errors import HostError, HvctlError, InvalidSpec
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -26,7 +28,6 @@ from hvctl.rootfs import application, halves
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
 
-_QEMU_IMG_TIMEOUT_S = 60
 _PING_TIMEOUT_S = 2
 # A disk is plugged into a port that was there from the start. Six are for what a VM has at most, the rest for disks that
 # come while it runs; at its next start it has as many as it needs. Each costs the guest's boot some devices to look at.
@@ -50,6 +51,7 @@ class VmBackend(Backend):
     mode: ClassVar[Mode] = Mode.VM
     noun: ClassVar[str] = "a VM"
     least_memory_bytes: ClassVar[int] = _LEAST_MEMORY_BYTES
+    layers: ClassVar[Layers] = VmLayers()
     example: ClassVar[Mapping[str, Any]] = {"accelerator": Accelerator.TCG, "kernel_release": "6.1.0-1-cloud-amd64"}
     disks: ClassVar[VmDisks] = VmDisks()
 
@@ -110,6 +112,9 @@ class VmBackend(Backend):
     def check_throttle(self) -> None:
         return
 
+    def check_memory(self) -> None:
+        return
+
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         store, call = host.store, host.shell.call
         call(files.make_directory, store.instance(record.uuid), 0o711)
@@ -121,7 +126,7 @@ class VmBackend(Backend):
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             from hvctl import seed
 
-            content = seed.make_nocloud(record, secrets.host_key, secrets.user_data)
+            content = seed.make_nocloud(record, secrets.host_key, secrets.user_data, is_copy=secrets.is_copy)
             call(files.write_file, store.seed(record.uuid), content, 0o600)
         for artefact, path in _boot_files(host, record, image):
             call(files.clone_file, store.image(image.id) / artefact.file, path, 0o444)
@@ -147,30 +152,7 @@ class VmBackend(Backend):
             ) from error
 
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
-        assert image.disk is not None
-        layer = record.layers[-1]
-        host.shell.call(files.make_directory, host.store.layer(layer), 0o711)
-        size_bytes = record.spec.disk_bytes or image.disk.virtual_bytes
-        base = host.store.image(image.id) / image.disk.artefact.file
-        disk = host.store.layer_disk(layer)
-        host.shell.run(
-            [
-                "qemu-img",
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                image.disk.format,
-                "-b",
-                base,
-                "--",
-                disk,
-                str(size_bytes),
-            ],
-            timeout_s=_QEMU_IMG_TIMEOUT_S,
-        )
-        host.shell.call(files.set_mode, disk, 0o600)
+        self.layers.create(host, record, image, record.layers[-1], "")
 
     def hold(self, host: Host, record: Record) -> str:
         return vmimage.hold(host, self._domain(host, record))
@@ -231,17 +213,7 @@ class VmBackend(Backend):
 
     def finish_xml(self, host: Host, record: Record, image: Image, xml: str) -> str:
         """Name the whole backing chain, each file as one that libvirt must not give to the qemu user."""
-        assert image.disk is not None
-        domain = ElementTree.fromstring(xml)
-        top = str(host.store.layer_disk(record.layers[-1]))
-        below = [(str(host.store.layer_disk(layer)), "qcow2") for layer in reversed(record.layers[:-1])]
-        below.append((str(host.store.image(image.id) / image.disk.artefact.file), image.disk.format))
-        for disk in domain.iterfind("./devices/disk"):
-            source = disk.find("source")
-            if source is not None and source.get("file") == top:
-                _add_backing(disk, below)
-        ElementTree.indent(domain)
-        return ElementTree.tostring(domain, encoding="unicode") + "\n"
+        return self.layers.restack(host, record, image, xml)
 
     def rename(self, host: Host, record: Record, name: str) -> None:
         domains.rename(self._domain(host, record), name)
@@ -318,18 +290,3 @@ def _boot_files(host: Host, record: Record, image: Image) -> list[tuple[Artefact
     if image.kernel is None or image.initrd is None:
         return []
     return [(image.kernel, host.store.kernel(record.uuid)), (image.initrd, host.store.initrd(record.uuid))]
-
-
-def _add_backing(disk: ElementTree.Element, chain: list[tuple[str, str]]) -> None:
-    for old in disk.findall("backingStore"):
-        disk.remove(old)
-    parent = disk
-    for path, format_ in chain:
-        level = ElementTree.Element("backingStore", {"type": "file"})
-        ElementTree.SubElement(level, "format", {"type": format_})
-        source = ElementTree.SubElement(level, "source", {"file": path})
-        ElementTree.SubElement(source, "seclabel", {"model": "dac", "relabel": "no"})
-        at = [child.tag for child in parent].index("source") + 1
-        parent.insert(at, level)
-        parent = level
-    ElementTree.SubElement(parent, "backingStore")

@@ -30,17 +30,19 @@ def rename(app: App, old: str, new: str) -> None:
 @click.option("--cpus", type=click.IntRange(1))
 @click.option("--memory", type=SIZE, help="512M, 2GiB, ...")
 @click.option("--autostart/--no-autostart", default=None, help="Start it when the host boots, or not.")
+@click.option("--keep", metavar="hourly=24,daily=7", help="Take and keep snapshots by the clock; `none`: no more.")
 @output_options
-def set_(app: App, name: str, cpus: int | None, memory: int | None, autostart: bool | None) -> None:
-    """Change CPUs, memory or autostart; says for each whether it is live or waits for the next start.
+def set_(app: App, name: str, cpus: int | None, memory: int | None, autostart: bool | None, keep: str | None) -> None:
+    """Change CPUs, memory, autostart or the schedule of snapshots; says for each whether it is live or waits.
 
     Example: hvctl set web --memory 2GiB --autostart
     """
-    from hvctl.instances import change
+    from hvctl.instances import change, schedule
 
-    if cpus is None and memory is None and autostart is None:
+    if cpus is None and memory is None and autostart is None and keep is None:
         raise UsageError("nothing to change", hint="hvctl set --help")
-    changes = change.Changes(cpus=cpus, memory_bytes=memory, is_autostart=autostart)
+    rules = None if keep is None else schedule.parse_keep(keep)
+    changes = change.Changes(cpus=cpus, memory_bytes=memory, is_autostart=autostart, keep=rules)
     with app.progress() as events:
         done = change.set_(app.host, name, changes, events)
 

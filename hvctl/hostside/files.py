@@ -179,6 +179,12 @@ def remove(path: Path) -> None:
             raise
 
 
+def remove_empty(path: Path) -> None:
+    """Remove a directory that has nothing in it; fine when it has, or is not there."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     import hashlib
@@ -263,6 +269,17 @@ def clone_file(source: Path, target: Path, mode: int) -> None:
                 remaining -= os.copy_file_range(from_.fileno(), to.fileno(), remaining) or remaining
 
 
+def link_or_clone(source: Path, target: Path, folder: Path) -> None:
+    """A copy of a small file that is never written; one name more for an equal one, where a directory below `folder` has it."""
+    content = read_file(source, limit_bytes=1024**3)
+    for name in list_names(folder):
+        other = folder / name / target.name
+        if other != target and exists(other) and read_file(other, limit_bytes=1024**3) == content:
+            os.link(other, target)
+            return
+    clone_file(source, target, 0o444)
+
+
 def read_tail(path: Path, *, limit_bytes: int) -> bytes:
     """The last bytes of a regular file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -306,8 +323,8 @@ def disk_usage(path: Path) -> int:
     return found
 
 
-def remove_empty(path: Path) -> None:
-    """Remove a directory that is empty; fine when it is gone."""
+def remove_directory(path: Path) -> None:
+    """Remove one directory, which must be empty; fine when it is gone."""
     with contextlib.suppress(FileNotFoundError):
         path.rmdir()
 

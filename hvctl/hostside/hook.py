@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _URI = "urn:hvctl"
 _NS = f"{{{_URI}}}"
 _LIMIT_BYTES = 4 * 1024 * 1024
+# Before they are finished or undone, what they are on is neither the one thing nor the other.
+_NOT_TO_BE_STARTED = ("create", "copy", "snapshot-revert")
 _OPERATIONS = (("prepare", "begin"), ("started", "begin"), ("reconnect", "begin"), ("release", "end"))
 
 
@@ -51,7 +53,7 @@ def main(arguments: list[str]) -> None:
 def prepare(name: str, domain: Element, record: Element) -> None:
     """Before it starts. Raises what forbids it."""
     pending = record.find(f"{_NS}pending")
-    if pending is not None and pending.get("verb") == "create":
+    if pending is not None and pending.get("verb") in _NOT_TO_BE_STARTED:
         raise OSError("it is not complete; finish or undo it: hvctl gc")
     import contextlib
 

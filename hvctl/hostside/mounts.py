@@ -115,7 +115,9 @@ def _set_attributes(tree: int, source: Path, *, owners: int, read_only: bool) ->
 
 def overlay(lowers: Sequence[str], upper: str, work: str, target: str) -> None:
     """Mount an overlay, no devices in it; the topmost lower first. Short relative paths: mount(2) takes 4 KB of options."""
-    options = f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}"
+    # Said, since a kernel may have others as its default: layers are copied, merged and stacked as plain directories.
+    ours = "redirect_dir=off,index=off,metacopy=off"
+    options = f"{ours},lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}"
     if len(options) > 4000:
         raise OSError(errno.E2BIG, f"{len(lowers)} layers are more than mount(2) takes", target)
     check(libc.mount(b"overlay", os.fsencode(target), b"overlay", MS_NODEV, options.encode()), target)

@@ -15,13 +15,14 @@ is not what the mounted overlay checks.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.hostside import files, ids, mounts
+from hvctl.hostside import files, ids, layers, mounts
 from hvctl.hostside.mounts import Extent
 from hvctl.store import Store
 
@@ -60,8 +61,8 @@ class Root:
         return self.store.instances / self.uuid
 
 
-def make_layer(path: Path, first_id: int) -> None:
-    """An empty layer that a container of these ids can write; fine when it is there."""
+def make_layer(path: Path, first_id: int, parent: str = "") -> None:
+    """An empty layer on another that a container of these ids can write; fine when it is there."""
     files.make_directory(path, 0o700)
     for name, mode in (("upper", 0o755), ("work", 0o700)):
         files.make_directory(path / name, mode)
@@ -70,12 +71,16 @@ def make_layer(path: Path, first_id: int) -> None:
     for folder in ("sys", "sys/fs", "sys/fs/cgroup"):
         files.make_directory(path / "upper" / folder, 0o755)
         os.chown(path / "upper" / folder, first_id, first_id)
-    files.write_file(path / "layer.json", json.dumps({"first_id": first_id}).encode(), 0o400)
+    if parent:
+        layers.inherit(path / "upper", path.parent / parent / "upper")
+        os.chown(path / "upper", *_shown(path.parent / parent, first_id))
+    layers.write_facts(path, layers.Facts(first_id, parent))
 
 
-def read_first_id(layer: Path) -> int:
-    """The first id of the container that wrote a layer."""
-    return int(json.loads(files.read_file(layer / "layer.json"))["first_id"])
+def _shown(below: Path, first_id: int) -> tuple[int, int]:
+    """The owner and group of a layer's root as a container of these ids has them."""
+    facts, written_by = os.lstat(below / "upper"), layers.read_facts(below).first_id
+    return facts.st_uid - written_by + first_id, facts.st_gid - written_by + first_id
 
 
 def mount(root: Root) -> None:
@@ -105,7 +110,7 @@ def unmount(directory: Path) -> None:
         if path.parent.name == "mounts" and not path.name.isdigit():
             # A volume may go to another one now. Containers that began later have copies of the mount in namespaces
             # of their own; the kernel takes those away with the directory (rmdir(2), Linux 3.18).
-            files.remove_empty(path)
+            files.remove_directory(path)
 
 
 def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]) -> None:
@@ -120,17 +125,40 @@ def add_files(layer: Path, owner: int, folder: str, content: Mapping[str, bytes]
         os.chown(path / name, owner, owner)
 
 
+def reset_machine_id(layer: Path, owner: int, below: Sequence[Path]) -> None:
+    """Let a layer that no container has seen yet say that there is no machine id; `below`: what it stands on, topmost first.
+
+    Nothing in a tree that a container wrote is followed or opened.
+    """
+    for tree in below:
+        if not os.path.lexists(tree / "etc"):
+            continue
+        facts = os.lstat(tree / "etc")
+        if not stat.S_ISDIR(facts.st_mode):
+            return
+        etc = layer / "upper" / "etc"
+        files.make_directory(etc, stat.S_IMODE(facts.st_mode))
+        os.chown(etc, owner, owner)
+        files.write_file(etc / "machine-id", b"", 0o444)
+        os.chown(etc / "machine-id", owner, owner)
+        return
+
+
 def _mount_root(root: Root) -> None:
     lowers = [(root.store.layer(layer) / "upper", _written_by(root, layer)) for layer in root.layers[:-1]]
     lowers = [(root.store.image_tree(root.image_id), 0), *lowers]
     below = root.directory / "below"
     files.make_directory(below, 0o711)
     names = []
-    for number, (path, written_by) in reversed(list(enumerate(lowers))):
-        files.make_directory(below / str(number), 0o711)
-        extents = _shift(written_by, root.first_id)
-        _bind(path, below / str(number), extents, extents, read_only=True)
-        names.append(f"below/{number}")
+    with contextlib.ExitStack() as stack:
+        shifts: dict[int, int] = {}  # a namespace costs a process: one for all layers of the same owners
+        for number, (path, written_by) in reversed(list(enumerate(lowers))):
+            files.make_directory(below / str(number), 0o711)
+            if written_by != root.first_id and written_by not in shifts:
+                extents = _shift(written_by, root.first_id)
+                shifts[written_by] = stack.enter_context(mounts.open_owners(extents, extents))
+            mounts.bind(path, below / str(number), owners=shifts.get(written_by, -1), read_only=True)
+            names.append(f"below/{number}")
     files.make_directory(root.directory / "root", 0o711)
     top = f"../../layers/{root.layers[-1]}"
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -179,7 +207,7 @@ def _bind(source: Path, target: Path, uids: tuple[Extent, ...], gids: tuple[Exte
 
 def _written_by(root: Root, layer: str) -> int:
     """The first id of the container that wrote a layer."""
-    return read_first_id(root.store.layer(layer))
+    return layers.read_facts(root.store.layer(layer)).first_id
 
 
 def _children(path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from hvctl.backends import get_backend
 from hvctl.errors import AlreadyExists, HvctlError, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
-from hvctl.instances import effects, query
+from hvctl.instances import effects, query, schedule
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import RENAME, SET
@@ -28,6 +28,8 @@ class Changes:
     cpus: int | None = None
     memory_bytes: int | None = None
     is_autostart: bool | None = None
+    keep: tuple[tuple[str, int], ...] | None = None
+    """A schedule for its snapshots (`schedule.parse_keep`); empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,8 @@ def set_(host: Host, name: str, changes: Changes, events: Sink = ignore) -> tupl
         get_backend(record.mode).check_size(spec)
         xml = _resize(host, record, spec)
         with operation.begin(host, SET, record, claim_existing(host), events) as change:
-            change.commit("define", xml, replace(change.record, spec=spec))
+            keep = change.record.keep if changes.keep is None else changes.keep
+            change.commit("define", xml, replace(change.record, spec=spec, keep=keep))
             change.redo_after("define")
         return _report(host, instance, replace(record, spec=spec), changes)
 
@@ -114,6 +117,8 @@ def _report(host: Host, before: Instance, record: Record, changes: Changes) -> t
             done.append(Changed(field=field, value=shown, is_live=is_off or _try_live(host, record, field)))
     if changes.is_autostart is not None:
         done.append(Changed(field="autostart", value="on" if changes.is_autostart else "off", is_live=True))
+    if changes.keep is not None:
+        done.append(Changed(field="keep", value=schedule.format_keep(changes.keep), is_live=True))
     return tuple(done)
 
 

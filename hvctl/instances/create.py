@@ -200,7 +200,7 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
     with operation.begin(host, CREATE, plan.record, claim, events) as change:
         with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
             pass  # it stands in libvirt now: the next one may choose
-        change.record = replace(change.record, address=_reserve(host, change.record))
+        change.record = replace(change.record, address=reserve(host, change.record))
         with change.step("files"):
             backend.create_files(host, change.record, plan.image, plan.secrets)
         with change.step("root"):
@@ -209,7 +209,7 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
         change.redo_after("define")
 
 
-def _reserve(host: Host, record: Record) -> str:
+def reserve(host: Host, record: Record) -> str:
     """Its address, kept from now on; empty without a network."""
     if not record.network:
         return ""

@@ -15,6 +15,7 @@ from hvctl.backends import get_backend
 from hvctl.errors import NotFound
 from hvctl.host import Host
 from hvctl.hostside import files
+from hvctl.instances import layers
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Record
 from hvctl.operation import arguments_of
@@ -70,8 +71,12 @@ def discard_files(host: Host, record: Record) -> None:
 
 
 def discard_root(host: Host, record: Record) -> None:
-    """Remove its layers."""
-    get_backend(record.mode).discard_root(host, record)
+    """Remove its layers, but for those that others stand on."""
+    get_backend(record.mode).release_root(host, record)
+    if len(record.layers) == 1 and not record.snapshots:  # only a layer that is no top any more can be another's, too
+        get_backend(record.mode).layers.discard(host, record.layers[0])
+        return
+    layers.free(host, record, (*record.layers, *layers.tops_of(record)), is_going=True)
 
 
 def kill(host: Host, record: Record) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from hvctl import metadata, operation
+from hvctl import operation
 from hvctl.errors import AlreadyExists, HvctlError, NotFound, Unsupported
 from hvctl.host import Host
-from hvctl.hostside import files
 from hvctl.instances import effects, query
+from hvctl.instances.lost import list_lost
 from hvctl.instances.verbs import VERBS
 from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Record
+
+__all__ = ["get_settled", "list_lost", "recover", "settle"]
 
 
 def settle(host: Host, record: Record) -> str:
@@ -24,7 +26,7 @@ def settle(host: Host, record: Record) -> str:
             f"{record.name!r} is in the middle of {record.pending.verb!r}, which this hvctl does not know",
             hint="use the hvctl that began it",
         )
-    if verb.is_committed(record):
+    if verb.is_committed(host, record):
         operation.roll_forward(host, verb, record)
         return f"finished {verb.name}"
     operation.roll_back(host, verb, record)
@@ -42,20 +44,6 @@ def get_settled(host: Host, name: str) -> Instance:
         settle(host, instance.record)
         instance = query.get(host, name)
     return instance
-
-
-def list_lost(host: Host) -> list[Record]:
-    """Records of definitions in the store whose domain libvirt no longer has, by name."""
-    known = {instance.record.uuid for instance in host.instances()}
-    lost = []
-    for name in host.shell.call(files.list_names, host.store.instances):
-        path = host.store.instances / name / "domain.xml"
-        if not host.shell.call(files.exists, path):
-            continue
-        record = metadata.find(host.read_text(path))
-        if record is not None and record.uuid not in known:
-            lost.append(record)
-    return sorted(lost, key=lambda record: record.name)
 
 
 def recover(host: Host, name: str) -> Record:

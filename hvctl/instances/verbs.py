@@ -6,7 +6,10 @@ what was interrupted from the same tables. The crash tests walk VERBS: a verb wi
 
 from __future__ import annotations
 
-from hvctl.instances import diskeffects, effects
+from dataclasses import replace
+
+from hvctl.host import Host
+from hvctl.instances import diskeffects, effects, snapeffects
 from hvctl.model import Record
 from hvctl.operation import CLAIM, Step, Verb, arguments_of
 
@@ -24,6 +27,8 @@ CREATE = Verb(
     abandon=effects.undefine,
 )
 
+COPY = replace(CREATE, name="copy")
+
 DELETE = Verb(
     name="delete",
     steps=(
@@ -39,7 +44,7 @@ DELETE = Verb(
 )
 
 
-def _has_new_name(record: Record) -> bool:
+def _has_new_name(_host: Host, record: Record) -> bool:
     return record.name == arguments_of(record)["to"]
 
 
@@ -134,7 +139,81 @@ DISK_SET = Verb(
     commit="define",
 )
 
+
+def _is_taken(host: Host, record: Record) -> bool:
+    assert record.pending is not None
+    reached, commit = (TAKE.index(step) for step in (record.pending.step, TAKE.commit))
+    return reached > commit or (reached == commit and snapeffects.is_taken(host, record))
+
+
+TAKE = Verb(
+    name="snapshot-take",
+    steps=(
+        Step(name="files", undo=snapeffects.discard_snapshot_files),
+        Step(name="layer", undo=snapeffects.discard_new_layer),
+        Step(name="freeze", undo=snapeffects.thaw),
+        Step(name="fill"),
+        Step(name="switch"),
+        Step(name="thaw", redo=snapeffects.thaw),
+        Step(name="define", redo=snapeffects.agree),
+        Step(name="seal", redo=snapeffects.seal),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="switch",
+    abandon=snapeffects.forget_snapshot,
+    has_committed=_is_taken,
+    outcome=snapeffects.taken,
+)
+
+REVERT = Verb(
+    name="snapshot-revert",
+    steps=(
+        Step(name="layer", undo=snapeffects.discard_new_layer),
+        Step(name="state", undo=snapeffects.discard_state),
+        Step(name="define"),
+        Step(name="swap", redo=snapeffects.swap_state),
+        Step(name="free", redo=snapeffects.free_old),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="define",
+)
+
+FORGET = Verb(
+    name="snapshot-delete",
+    steps=(
+        Step(name="files", redo=snapeffects.discard_snapshot_files),
+        Step(name="free", redo=snapeffects.free_old),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit=CLAIM,
+)
+
+
+def _is_compacted(host: Host, record: Record) -> bool:
+    assert record.pending is not None
+    reached, commit = (COMPACT.index(step) for step in (record.pending.step, COMPACT.commit))
+    return reached > commit or (reached == commit and snapeffects.is_replaced(host, record))
+
+
+COMPACT = Verb(
+    name="compact",
+    steps=(
+        Step(name="merge", undo=snapeffects.discard_new_layer),
+        Step(name="replace"),
+        Step(name="define", redo=snapeffects.restack),
+        Step(name="free", redo=snapeffects.free_merged),
+        Step(name="copy", redo=effects.write_copy),
+    ),
+    commit="replace",
+    has_committed=_is_compacted,
+    outcome=snapeffects.compacted,
+)
+
 VERBS = {
     verb.name: verb
-    for verb in (CREATE, DELETE, RENAME, SET, KERNEL, PUBLISH, DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET)
+    for verb in (
+        *(CREATE, COPY, DELETE, RENAME, SET, KERNEL, PUBLISH),
+        *(DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET),
+        *(TAKE, REVERT, FORGET, COMPACT),
+    )
 }

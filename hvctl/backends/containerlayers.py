@@ -1,0 +1,115 @@
+"""Layers of containers: directories that an overlay is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from hvctl import seed
+from hvctl.backends.layers import Layers
+from hvctl.errors import NotFound
+from hvctl.host import Host
+from hvctl.hostside import differences, files, freezer, layers, roots
+from hvctl.libvirtapi import domains
+from hvctl.model import Image, Mode, Provision, Record, State
+from hvctl.shell.base import Argument
+
+_COPY_TIMEOUT_S = 3600
+
+
+class ContainerLayers(Layers):
+    grows_while_running = False
+    is_replaced_while_running = False
+
+    def create(self, host: Host, record: Record, image: Image, layer: str, parent: str) -> None:
+        host.shell.call(roots.make_layer, host.store.layer(layer), record.first_id or 0, parent)
+        host.shell.call(layers.sync_new, host.store.layer(layer))
+
+    def seal(self, host: Host, layer: str) -> None:
+        """Nothing: no container has its upper directory as anything but a read-only lower one from now on."""
+
+    def is_untouched(self, host: Host, layer: str) -> bool:
+        parent = host.shell.call(layers.read_facts, host.store.layer(layer)).parent
+        below = host.store.layer_upper(parent) if parent else None
+        return host.shell.call(layers.is_untouched_upper, host.store.layer_upper(layer), below)
+
+    def measure_running(self, host: Host, record: Record) -> int:
+        return host.shell.call(files.disk_usage, host.store.layer(record.layers[-1]))
+
+    def find_freezer(self, host: Host, record: Record) -> str:
+        return ""
+
+    def freeze(self, host: Host, record: Record) -> None:
+        pause(host, record)
+
+    def thaw(self, host: Host, record: Record) -> None:
+        with contextlib.suppress(NotFound):
+            if domains.describe(_domain(host, record)).live.state is State.PAUSED:
+                resume(host, record)
+
+    def fill(self, host: Host, record: Record, layer: str) -> None:
+        """By cp(1), which keeps whiteouts, hard links, holes and all attributes, and shares blocks where it can."""
+        source, target = host.store.layer_upper(record.layers[-1]), host.store.layer_upper(layer)
+        words: list[Argument] = ["cp", "--archive", "--reflink=auto", "--", f"{source}/.", target]
+        host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
+
+    def adapt_copy(self, domain: ElementTree.Element, record: Record) -> None:
+        for element in (*domain.iterfind("idmap/uid"), *domain.iterfind("idmap/gid")):
+            if element.get("start") == "0":
+                element.set("target", str(record.first_id or 0))
+
+    def begin_copy(self, host: Host, record: Record, host_key: bytes) -> None:
+        """An empty machine id: systemd takes its container's UUID for it then (machine-id(5))."""
+        owner, top = record.first_id or 0, host.store.layer(record.layers[-1])
+        below = [host.store.layer_upper(layer) for layer in reversed(record.layers[:-1])]
+        below.append(host.store.image_tree(record.image_id))
+        host.shell.call(roots.reset_machine_id, top, owner, below)
+        if record.provision is Provision.NOCLOUD:
+            content = seed.format_files(record, host_key, b"")
+            host.shell.call(roots.add_files, top, owner, "var/lib/cloud/seed/nocloud", content)
+
+    def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
+        store, call = host.store, host.shell.call
+        highest = call(layers.read_facts, store.layer(run[-1]))
+        call(files.make_directory, aside, 0o700)
+        below = [store.image_tree(image.id), *map(store.layer_upper, call(layers.list_stack, store.layers, parent))]
+        call(layers.merge_uppers, [store.layer_upper(layer) for layer in run], below, aside / "upper")
+        call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
+
+    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+        """What changed from one layer's stack to another's."""
+        stacks = (self._trees_of(host, record, top) for top in (old, new))
+        return host.shell.call(differences.list_differences, *stacks)
+
+    def _trees_of(self, host: Host, record: Record, top: str) -> differences.Stack:
+        store, call = host.store, host.shell.call
+        stack = reversed(call(layers.list_stack, store.layers, top))
+        trees = [
+            differences.Tree(store.layer_upper(layer), call(layers.read_facts, store.layer(layer)).first_id)
+            for layer in stack
+        ]
+        return (*trees, differences.Tree(store.image_tree(record.image_id), 0))
+
+
+def pause(host: Host, record: Record) -> None:
+    """Stop all that runs inside, where it is."""
+    domain = _domain(host, record)
+    if host.shell.call(freezer.has_own, domains.get_number(domain)):
+        host.shell.call(freezer.freeze, domains.get_number(domain))
+    else:
+        domains.pause(domain)
+
+
+def resume(host: Host, record: Record) -> None:
+    """Let a paused one go on."""
+    domain = _domain(host, record)
+    if host.shell.call(freezer.has_own, domains.get_number(domain)):
+        host.shell.call(freezer.thaw, domains.get_number(domain))
+    else:
+        domains.resume(domain)
+
+
+def _domain(host: Host, record: Record) -> Any:
+    return domains.get(host.connection(Mode.CONTAINER), record.uuid)

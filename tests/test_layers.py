@@ -1,0 +1,168 @@
+"""Layers of containers against the kernel's own overlay: mergers show the same, differences are those that it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvctl.hostside import differences, layers, mounts
+
+pytestmark = pytest.mark.guest
+
+View = dict[str, tuple[int, int, str]]
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def overlay(folder: Path, lowers: list[str], upper: str = "") -> Iterator[Path]:
+    """A mounted overlay; `lowers` lowest first."""
+    target = folder / "root"
+    target.mkdir(exist_ok=True)
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        if upper:
+            work = folder / f"{upper}.work"
+            work.mkdir(exist_ok=True)
+            mounts.overlay(lowers[::-1], upper, work.name, "root")
+        else:
+            options = f"lowerdir={':'.join(lowers[::-1])}"
+            assert _libc.mount(b"overlay", b"root", b"overlay", 1, options.encode()) == 0
+        yield target
+    finally:
+        mounts.unmount(target)
+        os.chdir(here)
+
+
+def view(root: Path) -> View:
+    found: View = {}
+    for folder, folders, names in os.walk(root):
+        for name in (*folders, *names):
+            path = Path(folder, name)
+            facts = path.lstat()
+            content = ""
+            if stat.S_ISREG(facts.st_mode):
+                content = path.read_text()
+            elif stat.S_ISLNK(facts.st_mode):
+                content = os.readlink(path)
+            found[f"/{path.relative_to(root)}"] = (facts.st_mode, facts.st_uid, content)
+    return found
+
+
+def scribble(root: Path, dice: random.Random) -> None:
+    """One change that a guest could make."""
+    paths = [Path(folder, name) for folder, folders, names in os.walk(root) for name in (*folders, *names)]
+    folders = [root, *(path for path in paths if path.is_dir() and not path.is_symlink())]
+    target = dice.choice(folders) / dice.choice("abc")
+    deed = dice.choice(("write", "write", "mkdir", "mkdir", "remove", "remove", "link", "symlink", "chmod", "replace"))
+    there = os.path.lexists(target)
+    if deed == "remove" and paths:
+        gone = dice.choice(paths)
+        shutil.rmtree(gone) if gone.is_dir() and not gone.is_symlink() else gone.unlink()
+    elif deed == "replace" and there:
+        shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink()
+        target.mkdir()  # an opaque directory, where one was below
+    elif deed == "chmod" and paths:
+        path = dice.choice(paths)
+        if not path.is_symlink():
+            path.chmod(dice.choice((0o700, 0o755, 0o750)))
+    elif there:
+        if target.is_file() and not target.is_symlink() and deed == "write":
+            target.write_text(str(dice.random()))
+    elif deed == "write":
+        target.write_text(str(dice.random()))
+    elif deed == "mkdir":
+        target.mkdir()
+    elif deed == "symlink":
+        target.symlink_to("nowhere")
+    elif deed == "link":
+        files = [path for path in paths if path.is_file() and not path.is_symlink()]
+        if files:
+            os.link(dice.choice(files), target)
+
+
+def make_stack(folder: Path, dice: random.Random, count: int) -> list[str]:
+    """An image and some layers on it, each written through the kernel's overlay."""
+    names = ["image"]
+    (folder / "image").mkdir(mode=0o755)
+    for _change in range(30):
+        scribble(folder / "image", dice)
+    for number in range(count):
+        name = f"layer{number}"
+        (folder / name).mkdir(mode=0o755)
+        with overlay(folder, names, name) as root:
+            for _change in range(dice.randrange(1, 12)):
+                scribble(root, dice)
+        names.append(name)
+    return names
+
+
+@pytest.mark.parametrize("_round", range(30))
+def test_a_merger_shows_what_its_layers_show(tmp_path: Path, _round: int) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    names = make_stack(tmp_path, dice, 5)
+    with overlay(tmp_path, names) as root:
+        wanted = view(root)
+    first = dice.randrange(1, 4)
+    last = dice.randrange(first + 1, 6)
+    paths = [tmp_path / name for name in names]
+    layers.merge_uppers(paths[first : last + 1], paths[:first], tmp_path / "merged")
+    with overlay(tmp_path, [*names[:first], "merged", *names[last + 1 :]]) as root:
+        assert view(root) == wanted
+    # It takes the place of the last, before anybody lets go of the others: nobody sees a difference then either.
+    with overlay(tmp_path, [*names[:last], "merged", *names[last + 1 :]]) as root:
+        assert view(root) == wanted
+
+
+@pytest.mark.parametrize("_round", range(30))
+def test_differences_are_those_that_the_kernel_shows(tmp_path: Path, _round: int) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    names = make_stack(tmp_path, dice, 4)
+    chosen = [names[: dice.randrange(2, 6)] for _stack in range(2)]
+    views = []
+    for stack in chosen:
+        with overlay(tmp_path, stack) as root:
+            views.append(view(root))
+    old, new = views
+    wanted = {(differences.ADDED, path) for path in set(new) - set(old)}
+    wanted |= {(differences.REMOVED, path) for path in set(old) - set(new)}
+    wanted |= {(differences.CHANGED, path) for path in set(old) & set(new) if old[path] != new[path]}
+    trees = [tuple(differences.Tree(tmp_path / name, 0) for name in reversed(stack)) for stack in chosen]
+    assert set(differences.list_differences(*trees)) == wanted
+
+
+def test_a_layer_is_untouched_until_something_is_written(tmp_path: Path) -> None:
+    from hvctl.hostside import roots
+
+    for layer, parent in (("one", ""), ("two", "one")):
+        roots.make_layer(tmp_path / layer, 70000, parent)
+    upper, below = tmp_path / "two" / "upper", tmp_path / "one" / "upper"
+    assert layers.is_untouched_upper(upper, below)
+    upper.chmod(0o750)
+    assert not layers.is_untouched_upper(upper, below)
+    upper.chmod(0o755)
+    (upper / "sys" / "file").touch()
+    assert not layers.is_untouched_upper(upper, below)
+    (upper / "sys" / "file").unlink()
+    assert layers.is_untouched_upper(upper, below)
+
+
+def test_a_stack_that_stands_on_itself_ends(tmp_path: Path) -> None:
+    for layer, parent in (("one", "two"), ("two", "one")):
+        (tmp_path / layer).mkdir()
+        layers.write_facts(tmp_path / layer, layers.Facts(parent=parent))
+    with pytest.raises(OSError, match="itself"):
+        layers.list_stack(tmp_path, "one")
