@@ -71,14 +71,14 @@ def mount_inside(controller: int, volume: Volume, target: str) -> None:
 
 
 def unmount_inside(controller: int, volume: Volume) -> None:
-    """Take it away from a container that runs; fine when it has none.
+    """Take it away from a container that runs, also from services in it that have mount namespaces of their own.
 
-    Raises OSError with EBUSY while it is used, with EINVAL where it was there from the start on: that is locked.
+    Fine when it has none. Raises OSError with EBUSY while it is used.
     """
-    init = groups.find_init(controller)
-    for point in reversed(list(_find_inside(init, volume))):
-        path = os.fsencode(point)
-        _in_mounts_of(init, lambda path=path: mounts.check(mounts.libc.umount2(path, _UMOUNT_NOFOLLOW), path))  # type: ignore[misc]
+    for process in _find_namespaces(groups.find_init(controller)):
+        for point in reversed(list(_find_inside(process, volume))):
+            path = os.fsencode(point)
+            _in_mounts_of(process, lambda path=path: mounts.check(mounts.libc.umount2(path, _UMOUNT_NOFOLLOW), path))  # type: ignore[misc]
 
 
 def is_inside(controller: int, volume: Volume) -> bool:
@@ -102,6 +102,17 @@ def _open_tree(volume: Volume) -> Iterator[int]:
             tree = mounts.open_ext4(device, owners=owners, read_only=volume.is_read_only)
         stack.callback(os.close, tree)
         yield tree
+
+
+def _find_namespaces(init: int) -> list[int]:
+    """One process for each mount namespace that a container's processes are in, its first process before all others."""
+    found: dict[str, int] = {}
+    inside = os.readlink(f"/proc/{init}/ns/pid")
+    for name in (str(init), *filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if os.readlink(f"/proc/{name}/ns/pid") == inside:
+                found.setdefault(os.readlink(f"/proc/{name}/ns/mnt"), int(name))
+    return list(found.values())
 
 
 def _find_inside(init: int, volume: Volume) -> Iterator[str]:
