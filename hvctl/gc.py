@@ -17,7 +17,7 @@ from hvctl.hostside import files
 from hvctl.instances import claim, compact, layers, lifecycle, query, snapshots, volumes
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance, Purpose, Record, Snapshot
-from hvctl.rootfs import fetch
+from hvctl.rootfs import building, fetch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +129,11 @@ def _copy_snapshots(record: Record) -> list[Snapshot]:
 
 def collect_building(host: Host, *, dry_run: bool = False) -> list[Collected]:
     """Building directories whose lock is free: their process is gone."""
-    found = []
-    for name in host.shell.call(files.list_names, host.store.building):
-        if host.is_busy(f"building-{name}"):
-            continue
-        if not dry_run:
-            host.shell.call(files.remove, host.store.building / name)
-        found.append(_collected(f"building {name}", dry_run))
-    return found
+    action = "would be removed" if dry_run else "removed"
+    return [
+        Collected(what=f"building {name}", action=action, is_done=not dry_run)
+        for name in building.collect(host, dry_run=dry_run)
+    ]
 
 
 def _collect_images(host: Host, dry_run: bool) -> list[Collected]:

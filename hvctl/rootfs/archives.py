@@ -9,9 +9,10 @@ from hvctl.host import Host
 from hvctl.hostside import sandbox
 from hvctl.rootfs import confined
 
-# GNU tar; names in their order, no name of ours, no time but that of the content.
+# GNU tar; names in their order, no name of ours, no time but that of the content. Holes are written out: which files have
+# some is the file system's affair, and tar puts its process number into the names of those.
 _TAR = (
-    *("tar", "--create", "--format=posix", "--sort=name", "--numeric-owner", "--sparse", "--hole-detection=raw"),
+    *("tar", "--create", "--format=posix", "--sort=name", "--numeric-owner"),
     *("--xattrs", "--xattrs-include=*", "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"),
 )
 # sh has no `pipefail`: what goes wrong is told on stderr.

@@ -1,6 +1,7 @@
 """An image in the making: a private directory of the store, published by one rename.
 
-A build that fails or is killed leaves nothing but that directory, which `hvctl gc` removes once its lock is free.
+A build that fails or is killed leaves nothing but that directory, which the next build, or `hvctl gc`, removes once its
+lock is free.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def begin(host: Host, name: str, events: Sink, *, needed_bytes: int = 0) -> Iter
     Raises HostError when the store has less than `needed_bytes` free.
     """
     published.check_tag(name)
+    collect(host)
     check_space(host, f"making {name!r}", needed_bytes)
     token = secrets.token_hex(8)
     directory = host.store.building / token
@@ -105,6 +107,18 @@ def begin(host: Host, name: str, events: Sink, *, needed_bytes: int = 0) -> Iter
                 yield work
         finally:
             host.shell.call(files.remove, directory)
+
+
+def collect(host: Host, *, dry_run: bool = False) -> list[str]:
+    """Remove what killed builds left: directories whose lock is free. Their names."""
+    found = []
+    for name in host.shell.call(files.list_names, host.store.building):
+        if host.is_busy(f"building-{name}"):
+            continue
+        if not dry_run:
+            host.shell.call(files.remove, host.store.building / name)
+        found.append(name)
+    return found
 
 
 def check_space(host: Host, what: str, needed_bytes: int) -> None:
