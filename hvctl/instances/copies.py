@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from hvctl import identity, metadata, operation
 from hvctl.backends import Secrets, get_backend
-from hvctl.errors import AlreadyExists, NotFound, UsageError, WrongState
+from hvctl.errors import AlreadyExists, NotFound, Unsupported, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
@@ -68,6 +68,12 @@ def copy(host: Host, request: Request, events: Sink = ignore) -> Instance:
     identity.check_name(request.name)
     if request.name == request.source:
         raise UsageError(f"{request.source!r} cannot be copied onto itself", hint="choose another name")
+    origin = query.get(host, request.source).record
+    if origin.is_application:
+        raise Unsupported(
+            f"{request.source!r} runs an application: its words and environment may be secret and are in no record",
+            hint=f"make another: hvctl create {request.name} --image {origin.spec.image}",
+        )
     with host.lock(request.source, timeout_s=_SOURCE_TIMEOUT_S), host.lock(request.name):
         if not _adopt(host, request.name):
             with _snapshot_of(host, request, events) as (source, snapshot):
