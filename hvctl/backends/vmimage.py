@@ -10,7 +10,6 @@ from hvctl.access import agent
 from hvctl.errors import GuestFailed, HvctlError, TimedOut, Unsupported
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.libvirtapi import agent as agentapi
 from hvctl.libvirtapi import domains
 from hvctl.model import Disk, Image, Record, State
 from hvctl.rootfs import rawdisk
@@ -35,7 +34,7 @@ def hold(host: Host, domain: Any) -> str:
         note = f"{_AS_THEY_ARE}: {error.message}"
     else:
         try:
-            agentapi.command(domain, "guest-fsfreeze-freeze", {}, timeout_s=_FREEZE_TIMEOUT_S)
+            agent.freeze(domain, timeout_s=_FREEZE_TIMEOUT_S)
         except HvctlError as error:
             _thaw(host, domain)
             note = f"{_AS_THEY_ARE}: {error.message}"
@@ -102,8 +101,7 @@ def _thaw(host: Host, domain: Any) -> None:
     for _try in range(_THAW_TRIES):
         try:
             agent.ping(domain, timeout_s=_PING_TIMEOUT_S)
-            agentapi.command(domain, "guest-fsfreeze-thaw", {}, timeout_s=_FREEZE_TIMEOUT_S)
-            if agentapi.command(domain, "guest-fsfreeze-status", {}, timeout_s=_FREEZE_TIMEOUT_S) == "thawed":
+            if agent.thaw(domain, timeout_s=_FREEZE_TIMEOUT_S):
                 return
         except TimedOut:
             pass
