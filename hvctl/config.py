@@ -7,6 +7,7 @@ store = "/var/lib/hvctl"
 run = "/run/hvctl"
 network = "hvctl"
 image = "debian-12"
+simplestreams = "https://images.linuxcontainers.org"
 template_folders = ["~/hvctl-templates"]
 """
 
@@ -34,6 +35,8 @@ class Config:
     """What `create` takes without `--image`."""
     vm_uri: str = "qemu:///system"
     container_uri: str = "lxc:///system"
+    simplestreams: str = "https://images.linuxcontainers.org"
+    """The server of `images:NAME`."""
     template_folders: tuple[Path, ...] = ()
     """Searched before the templates that hvctl brings; each may have `vm/NAME.xml` and `container/NAME.xml`."""
 

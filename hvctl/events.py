@@ -22,6 +22,8 @@ class Progress:
     task: str
     done: float
     total: float
+    is_bytes: bool = False
+    """Whether the unit is a byte, so that a rate says something."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from hvctl.hostside import files
 from hvctl.instances import query, volumes
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance
+from hvctl.rootfs import fetch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ def collect(
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
     found += _collect_building(host, dry_run)
-    found += [] if dry_run else _prune_images(host)
+    found += _collect_images(host, dry_run)
+    found += _collect_downloads(host, dry_run)
     found += _collect_orphans(host, remove=orphans and not dry_run)
     for item in found:
         events(Note("", f"{item.what}: {item.action}"))
@@ -72,15 +74,23 @@ def _collect_building(host: Host, dry_run: bool) -> list[Collected]:
             continue
         if not dry_run:
             host.shell.call(files.remove, host.store.building / name)
-        found.append(
-            Collected(what=f"building {name}", action="would be removed" if dry_run else "removed", is_done=not dry_run)
-        )
+        found.append(_collected(f"building {name}", dry_run))
     return found
 
 
-def _prune_images(host: Host) -> list[Collected]:
+def _collect_images(host: Host, dry_run: bool) -> list[Collected]:
     """Images that have no name any more (a newer build took it) and no user."""
-    return [Collected(what=f"image {image_id[:12]}", action="removed", is_done=True) for image_id in images.prune(host)]
+    ids = images.find_unused(host) if dry_run else images.prune(host)
+    return [_collected(f"image {image_id[:12]}", dry_run) for image_id in ids]
+
+
+def _collect_downloads(host: Host, dry_run: bool) -> list[Collected]:
+    """Downloads that were interrupted a day ago or earlier; younger ones the next pull goes on with."""
+    return [_collected(what, dry_run) for what in fetch.collect(host, dry_run=dry_run, at_once=False)]
+
+
+def _collected(what: str, dry_run: bool) -> Collected:
+    return Collected(what=what, action="would be removed" if dry_run else "removed", is_done=not dry_run)
 
 
 def _collect_orphans(host: Host, *, remove: bool) -> list[Collected]:

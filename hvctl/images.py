@@ -1,4 +1,4 @@
-"""Images: build, list, show, delete. What is in use cannot be deleted, and a rebuilt name leaves the old image there.
+"""Images: build, bring, list, show, delete, prune. One in use cannot be deleted; a rebuilt name leaves the old one there.
 
 A name is a tag, one file with an identifier; the image itself lies under its identifier and is never written again.
 """
@@ -14,9 +14,10 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import debian, published, sources
+from hvctl.rootfs import debian, fetch, published, sources
 from hvctl.rootfs.request import BuildRequest, parse_request
 from hvctl.rootfs.sources import Wanted
+from hvctl.units import format_size
 
 __all__ = [
     "BuildRequest",
@@ -25,10 +26,12 @@ __all__ = [
     "bring",
     "build",
     "delete",
+    "find_unused",
     "get",
     "list_images",
     "parse_request",
     "prune",
+    "tidy",
     "users_of",
 ]
 
@@ -122,6 +125,24 @@ def users_of(host: Host, image_id: str) -> tuple[str, ...]:
     return _users_by_image(host).get(image_id, ())
 
 
+def find_unused(host: Host) -> tuple[str, ...]:
+    """The identifiers of images that have no name any more and no user. Raises HostError unless both drivers answered."""
+    named, users = _named_ids(host), _users_by_image(host)
+    return tuple(id_ for id_ in published.list_ids(host) if id_ not in named and id_ not in users)
+
+
+def tidy(host: Host, *, dry_run: bool = False) -> tuple[str, ...]:
+    """Remove all that nothing uses: images without name and user, downloads that nobody is at; a line for each.
+
+    With `dry_run` nothing is removed. Raises HostError unless both of libvirt's drivers answered.
+    """
+    host.require_root("image prune")
+    found = [f"image {image_id[:12]} ({_describe_size(host, image_id)})" for image_id in find_unused(host)]
+    if not dry_run:
+        prune(host)
+    return (*found, *fetch.collect(host, dry_run=dry_run, at_once=True))
+
+
 def prune(host: Host) -> tuple[str, ...]:
     """Remove images that have no name any more and no user; their identifiers.
 
@@ -129,13 +150,17 @@ def prune(host: Host) -> tuple[str, ...]:
     """
     call = host.shell.call
     with published.changing(host):
-        named, users = _named_ids(host), _users_by_image(host)
-        unused = [id_ for id_ in published.list_ids(host) if id_ not in named and id_ not in users]
+        unused = find_unused(host)
         # `create` takes no lock of ours. So an image is first moved out of reach: whoever claimed it before is seen by
         # the second look, and it comes back; whoever comes later does not find it any more.
         for image_id in unused:
             call(files.publish, host.store.image(image_id), host.store.images / f"{_GOING}{image_id}")
         return _finish_going(host)
+
+
+def _describe_size(host: Host, image_id: str) -> str:
+    """What of the disk comes free with it."""
+    return format_size(host.shell.call(files.disk_usage, host.store.image(image_id)))
 
 
 def _finish_going(host: Host) -> tuple[str, ...]:

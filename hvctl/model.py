@@ -118,7 +118,8 @@ class Spec:
     memory_bytes: int = 1024**3
     disk_bytes: int = 0
     """Virtual size of the root disk; 0 takes the image's."""
-    template: str = "default"
+    template: str = ""
+    """Empty: the one that its image needs."""
     variables: tuple[tuple[str, str], ...] = ()
     accel: AccelChoice = AccelChoice.AUTO
     autostart: bool = False
@@ -373,3 +374,5 @@ class Image:
     """Of an application image; None: a whole system with an init of its own."""
     source: str = ""
     """Where it came from, for people: `docker://debian:12`, an address, a file; empty: built here."""
+    origin: str = ""
+    """The digest of what was brought here for it, `sha256:...`; the same again need not be brought."""

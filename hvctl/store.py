@@ -16,6 +16,8 @@ what somebody typed.
       volumes/ID/                0700            a directory volume: volume.json data/
       renaming/UUID.xml          0711            a definition on its way to another name; empty but for moments
       building/OPERATION/        0700            private directories; published from here by rename
+    downloads/DIGEST.part      0600            what has come of an address (0700; the digest is that of the address)
+    downloads/DIGEST.json                      which version of it that is, as its server says
     RUN/                         0755
       locks/                     2770  root:libvirt
       accel.json, last-address, namespaces/
@@ -61,6 +63,10 @@ class Store:
     @property
     def building(self) -> Path:
         return self.root / "building"
+
+    @property
+    def downloads(self) -> Path:
+        return self.root / "downloads"
 
     def renaming(self, uuid: UUID) -> Path:
         """The definition of an instance that libvirt has for neither its old name nor its new one at this moment."""

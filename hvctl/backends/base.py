@@ -104,6 +104,10 @@ class Backend(ABC):
         """The image with the half that this mode starts from, made now where the image did not come with it."""
         return image
 
+    def choose_template(self, image: Image) -> str:
+        """The template for an instance of this image when the user names none."""
+        return "default"
+
     @abstractmethod
     def check_image(self, image: Image) -> None:
         """Raise InvalidSpec when the image has nothing that this mode can start."""
@@ -271,6 +275,10 @@ class Backend(ABC):
     @abstractmethod
     def answers(self, host: Host, record: Record) -> bool:
         """Whether a command could be run inside now."""
+
+    @abstractmethod
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        """Whether it has come as far as can be seen of a system that knows nothing of us."""
 
     @abstractmethod
     def measure_memory(self, host: Host, record: Record) -> int:

@@ -138,7 +138,7 @@ class ContainerBackend(Backend):
             "cpu_quota_us": spec.cpus * _PERIOD_US,
             "init": _INIT,
             # In a container systemd and cloud-init read these where a kernel's command line would be.
-            "init_arguments": () if has_seed else ("cloud-init=disabled",),
+            "init_arguments": () if has_seed or record.provision is Provision.NONE else ("cloud-init=disabled",),
             "first_id": record.first_id or 0,
             "id_count": ids.COUNT,
             "emulator": "" if host.shell.call(daemons.has_systemd) else emulator.PROGRAM,
@@ -277,6 +277,9 @@ class ContainerBackend(Backend):
 
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
         return True  # the host's kernel has
+
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return self.answers(host, record)
 
     def measure_memory(self, host: Host, record: Record) -> int:
         return domains.get_used_bytes(self._domain(host, record))

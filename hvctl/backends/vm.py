@@ -18,7 +18,7 @@ from hvctl.errors import HvctlError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.libvirtapi import domains
-from hvctl.model import Accelerator, Artefact, Image, Mode, Provision, Record, Spec
+from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
 from hvctl.units import MIB, TIB, format_size
 
 _QEMU_IMG_TIMEOUT_S = 60
@@ -59,6 +59,10 @@ class VmBackend(Backend):
             ElementTree.SubElement(domain, tag).text = text
         ElementTree.SubElement(ElementTree.SubElement(domain, "os"), "type", {"arch": "x86_64"}).text = "hvm"
         return ElementTree.tostring(domain, encoding="unicode")
+
+    def choose_template(self, image: Image) -> str:
+        """Firmware matters to a disk with a boot loader of its own alone."""
+        return "uefi" if image.firmware is Firmware.UEFI and image.kernel is None else "default"
 
     def check_image(self, image: Image) -> None:
         if image.disk is None:
@@ -221,6 +225,9 @@ class VmBackend(Backend):
 
     def has_booted(self, host: Host, record: Record, *, log_start: int) -> bool:
         return self.measure_log(host, record) > log_start
+
+    def is_up(self, host: Host, record: Record, *, log_start: int) -> bool:
+        return self.has_booted(host, record, log_start=log_start)
 
     def measure_log(self, host: Host, record: Record) -> int:
         return host.shell.call(files.size, host.store.console_log(record.uuid))

@@ -13,7 +13,7 @@ from hvctl.cli.parameters import MOUNT, PAIR, SIZE
 from hvctl.cli.present import as_json
 from hvctl.errors import NotFound, UsageError
 from hvctl.events import Note, Sink
-from hvctl.model import AccelChoice, Instance, Mode, Spec, State, Wait
+from hvctl.model import AccelChoice, Instance, Mode, Provision, Spec, State, Wait
 
 if TYPE_CHECKING:
     from hvctl.instances.create import Request
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.option("--mount", "mounts", metavar="SRC:DST[:ro]", type=MOUNT, multiple=True, help="Share a directory.")
 @click.option("--privileged", is_flag=True, help="A container whose root is this host's root.")
 @click.option("--disk", type=SIZE, help="Size of the root disk (default: the image's).")
-@click.option("--template", default="default", show_default=True, help="A name from `hvctl template list`, or a file.")
+@click.option(
+    "--template", default="", help="A name from `hvctl template list`, or a file (default: what the image needs)."
+)
 @click.option("--set", "variables", metavar="K=V", type=PAIR, multiple=True, help="A value for the template (vars.K).")
 @click.option("--accel", type=click.Choice([choice.value for choice in AccelChoice]), default="auto", show_default=True)
 @click.option("--require-kvm", is_flag=True, help="Fail (exit 8) rather than emulate.")
@@ -144,4 +146,5 @@ def _next(instance: Instance) -> str:
     name = instance.name
     if instance.state is not State.RUNNING:
         return f"start {name}"
-    return f"ssh {name}" if instance.record.address else f"exec {name} -- COMMAND"
+    can_log_in = instance.record.address and instance.record.provision is not Provision.NONE
+    return f"ssh {name}" if can_log_in else f"exec {name} -- COMMAND"

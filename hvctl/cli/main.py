@@ -34,7 +34,7 @@ COMMANDS = {
     "console": ("hvctl.cli.enter:console", "Attach to the serial console; ^] leaves."),
     "logs": ("hvctl.cli.query:logs", "Print the boot log."),
     "disk": ("hvctl.cli.disk:disk", "Data disks and volumes, the size of roots."),
-    "image": ("hvctl.cli.image:image", "Build, list, show and delete images."),
+    "image": ("hvctl.cli.image:image", "Build images, bring them from elsewhere, list and delete them."),
     "template": ("hvctl.cli.template:template", "List, show, check and render templates."),
     "host": ("hvctl.cli.hostcmd:host", "Set up, check and repair this machine."),
     "gc": ("hvctl.cli.gc:gc", "Finish or undo what a crash left behind."),

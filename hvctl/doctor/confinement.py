@@ -1,4 +1,4 @@
-"""What confines a guest's process beyond its user: AppArmor."""
+"""What confines a guest's process beyond its user, AppArmor; and what reads images from elsewhere, the sandbox."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import os
 import re
 from pathlib import Path
 
-from hvctl.doctor.finding import Outcome, check, not_applicable, ok, warning
+from hvctl.doctor.finding import Outcome, check, failed, not_applicable, ok, warning
 from hvctl.host import Host
-from hvctl.hostside import machine
+from hvctl.hostside import machine, sandbox
 
 ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 _NEEDED = {"libvirtd": "usr.sbin.libvirtd", "virt-aa-helper": "usr.lib.libvirt.virt-aa-helper"}
+_PACKAGES = {"prlimit": "util-linux", "bwrap": "bubblewrap", "zstd": "zstd", "sqfs2tar": "squashfs-tools-ng"}
+
+
+@check("sandbox")
+def confined_programs(host: Host) -> Outcome:
+    """Images from elsewhere are read by confined programs: what those take is installed, and bubblewrap works here."""
+    if os.geteuid() != 0:
+        return not_applicable("only root takes images in")
+    missing = [name for name in _PACKAGES if not host.shell.call(machine.find_program, (name,))]
+    if missing:
+        packages = " ".join(_PACKAGES[name] for name in missing)
+        return failed(f"{', '.join(map(repr, missing))} not installed on this host", fix=f"apt-get install {packages}")
+    for capabilities in ((), sandbox.WRITE_ANY_OWNER):
+        confinement = sandbox.Confinement(directory=Path("/usr"), is_read_only=True, capabilities=capabilities)
+        done = host.shell.run(sandbox.command(confinement, ["true"]), timeout_s=30, check=False)
+        if done.status != 0:
+            return failed(
+                f"programs cannot be confined: {done.stderr.strip()[:200]}", fix="allow root to make namespaces"
+            )
+    return ok("programs that read images from elsewhere are confined by bubblewrap")
 
 
 @check("apparmor")

@@ -38,6 +38,7 @@ def _wanted(host: Host) -> list[tuple[Path, int]]:
         *((path, 0o711) for path in (store.images, store.tags, store.layers, store.instances, store.volumes)),
         (store.root / "renaming", 0o711),
         (store.building, 0o700),
+        (store.downloads, 0o700),
         (store.run, 0o755),
         (store.locks, 0o2770),
     ]

@@ -194,6 +194,16 @@ def size(path: Path) -> int:
         return 0
 
 
+def is_older(path: Path, seconds: float) -> bool:
+    """Whether a file was last written longer ago than this; False when it is not there."""
+    import time
+
+    try:
+        return time.time() - path.stat(follow_symlinks=False).st_mtime > seconds
+    except FileNotFoundError:
+        return False
+
+
 def disk_usage(path: Path) -> int:
     """Bytes on the disk that a file or everything in a directory takes, on its own file system (du -x)."""
     device, found = os.lstat(path).st_dev, 0

@@ -17,7 +17,7 @@ from hvctl.instances import lifecycle, query, wait
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import CREATE
 from hvctl.libvirtapi import domains, networks
-from hvctl.model import Image, Instance, Record, Spec, Wait
+from hvctl.model import Image, Instance, Provision, Record, Spec, Wait
 from hvctl.rootfs import published
 
 _USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
@@ -60,8 +60,8 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     image = backend.complete_image(host, published.get_image(host, request.spec.image), events)
     plan = make_plan(host, request, image)
     with host.lock(name):
-        if plan.note:
-            events(Note(name, plan.note))
+        for note in filter(None, (plan.note, _describe_access(plan.record))):
+            events(Note(name, note))
         if not _adopt(host, plan):
             _build(host, plan, events)
         log_start = lifecycle.start_locked(host, query.get_complete(host, name), events) if request.start else 0
@@ -74,10 +74,10 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
 
 def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
     """Check a request against image (where given, else the one it names), template and host. Changes nothing."""
-    spec = request.spec
-    identity.check_name(spec.name)
-    backend = get_backend(spec.mode)
-    image = image or published.get_image(host, spec.image)
+    identity.check_name(request.spec.name)
+    backend = get_backend(request.spec.mode)
+    image = image or published.get_image(host, request.spec.image)
+    spec = replace(request.spec, template=request.spec.template or backend.choose_template(image))
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
     key = identity.new_key_pair()
@@ -115,6 +115,13 @@ def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:
     values = backend.format_values(host, record, plan.image)
     xml = templates.render(plan.template, values, dict(record.spec.variables))
     return metadata.embed(backend.finish_xml(host, record, plan.image, xml), record)
+
+
+def _describe_access(record: Record) -> str:
+    """What is missed of an image that learns nothing from us; empty for others."""
+    if record.provision is not Provision.NONE:
+        return ""
+    return f"its image has no cloud-init, so it gets no keys and no name: enter it by hvctl exec {record.name}"
 
 
 def _check_user_data(user_data: bytes) -> None:

@@ -6,7 +6,7 @@ from hvctl import metadata, operation
 from hvctl.errors import HvctlError, NotFound, NotManaged, Unsupported, WrongState
 from hvctl.host import Host
 from hvctl.libvirtapi import domains
-from hvctl.model import Endpoint, Instance, Mode, State
+from hvctl.model import Endpoint, Instance, Mode, Provision, State
 
 
 def list_instances(host: Host) -> list[Instance]:
@@ -83,6 +83,11 @@ def get_endpoint(host: Host, name: str, *, user: str = "") -> Endpoint:
     instance = get_running(host, name)
     if not instance.record.address:
         raise Unsupported(f"{name!r} has no address of its own", hint=f"hvctl exec {name} -- COMMAND")
+    if instance.record.provision is Provision.NONE:
+        raise Unsupported(
+            f"{name!r} has no key of ours to let us in: its image has no cloud-init",
+            hint=f"hvctl exec {name} -- COMMAND",
+        )
     return endpoint_of(instance, user=user)
 
 

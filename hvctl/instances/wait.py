@@ -12,7 +12,7 @@ from hvctl.events import Sink, Stage
 from hvctl.host import Host
 from hvctl.instances import query
 from hvctl.libvirtapi import domains
-from hvctl.model import Instance, State, Wait
+from hvctl.model import Instance, Provision, State, Wait
 
 DEFAULT_TIMEOUT_S = 180.0
 _POLL_S = 0.02
@@ -38,9 +38,7 @@ def wait_until(
         return
     deadline_s = time.monotonic() + timeout_s
     domain = domains.get(host.connection(instance.record.mode), instance.record.uuid)
-    if goal is Wait.SSH and not instance.record.address:
-        goal = Wait.AGENT  # on no network of ours: nobody can knock, but a command can be run
-    stages = _agent_stages(host, instance) if goal is Wait.AGENT else _ssh_stages(host, instance, log_start)
+    stages = _choose_stages(host, instance, goal, log_start)
     current, checked_s = "", time.monotonic()
     for stage in stages:
         if stage != current:
@@ -54,6 +52,20 @@ def wait_until(
             if not domains.is_running(domain):
                 raise _went_off(host, instance, stage, log_start)
         host.pause(_POLL_S)
+
+
+def _choose_stages(host: Host, instance: Instance, goal: Wait, log_start: int) -> Iterator[str]:
+    record = instance.record
+    if goal is Wait.SSH and record.provision is Provision.NONE:
+        return _boot_stages(host, instance, log_start)  # it has no key of ours, perhaps no sshd, and may have no agent
+    if goal is Wait.AGENT or not record.address:  # on no network of ours: nobody can knock, but a command can be run
+        return _agent_stages(host, instance)
+    return _ssh_stages(host, instance, log_start)
+
+
+def _boot_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]:
+    while not get_backend(instance.record.mode).is_up(host, instance.record, log_start=log_start):
+        yield "boot"
 
 
 def _ssh_stages(host: Host, instance: Instance, log_start: int) -> Iterator[str]:

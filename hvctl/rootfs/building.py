@@ -9,13 +9,13 @@ import contextlib
 import datetime
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from hvctl.errors import HostError
-from hvctl.events import Progress, Sink
+from hvctl.errors import HostError, HvctlError
+from hvctl.events import Note, Progress, Sink
 from hvctl.host import Host
-from hvctl.hostside import files
+from hvctl.hostside import download, files
 from hvctl.model import Artefact, Image
 from hvctl.rootfs import manifest, published
 from hvctl.units import format_size
@@ -31,6 +31,10 @@ class Building:
     directory: Path
     """Private (0700), gone when the build has ended."""
     events: Sink
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """What is let go of when the build has ended: locks on what it brings here."""
+    spent: list[Path] = field(default_factory=list)
+    """Files elsewhere that nobody needs any more once the image is published."""
 
     @property
     def image(self) -> Path:
@@ -53,15 +57,33 @@ class Building:
         return Artefact(file=path.name, size_bytes=call(files.size, path), sha256=call(files.hash_file, path))
 
     def publish(self, image: Image) -> Image:
-        """Seal the image, give its directory its place and the image its name; the sealed image."""
+        """Seal the image, give its directory its place and the image its name; the sealed image.
+
+        One that has an identifier is in the store already, and is only given its name.
+        """
         call = self.host.shell.call
+        if image.id:
+            published.give_name(self.host, image)
+            self._tell_of_twins(image)
+            return image
         sealed = manifest.seal(image)
         call(files.write_file, self.image / "manifest.json", manifest.format_manifest(sealed), 0o444)
         self.tell("publishing", 98)
         call(files.set_mode, self.image, 0o711)
         published.publish(self.host, self.image, sealed)
+        for path in self.spent:
+            call(download.discard, path)
+        self._tell_of_twins(sealed)
         self.tell("done", 100)
         return sealed
+
+    def _tell_of_twins(self, image: Image) -> None:
+        """The same content is in the store once, whatever it is called."""
+        others = []
+        with contextlib.suppress(HvctlError):  # a name that goes at this moment
+            others = [name for name in published.list_names(self.host, image.id) if name != image.name]
+        if others:
+            self.events(Note(self.name, f"the same content as {', '.join(others)}: one image, kept once"))
 
 
 @contextlib.contextmanager
@@ -79,7 +101,8 @@ def begin(host: Host, name: str, events: Sink, *, needed_bytes: int = 0) -> Iter
             host.shell.call(files.make_directory, directory, 0o700)
             work = Building(host=host, name=name, directory=directory, events=events)
             host.shell.call(files.make_directory, work.image, 0o700)
-            yield work
+            with work.held:
+                yield work
         finally:
             host.shell.call(files.remove, directory)
 

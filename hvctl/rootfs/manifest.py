@@ -1,6 +1,6 @@
 """An image's manifest: the Image value as `manifest.json`, and back. The only place that knows the file's shape.
 
-The identifier is the SHA-256, in hex, of the manifest's content without identifier, name, source and time of building:
+The identifier is the SHA-256, in hex, of the manifest's content without identifier, name, source, origin and time of building:
 the same files have the same identifier whenever they were built, wherever they came from and however they are called.
 """
 
@@ -17,7 +17,7 @@ from hvctl.model import Artefact, Disk, Firmware, Image, Process, Provision
 
 SCHEMA = 1
 
-_OUTSIDE_IDENTIFIER = ("id", "name", "created_at", "source")
+_OUTSIDE_IDENTIFIER = ("id", "name", "created_at", "source", "origin")
 # A plain file in the image's own directory: never a path, an option or a hidden file.
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -103,6 +103,7 @@ def _from_dict(data: dict[str, Any]) -> Image:
         tree_digest=str(data.get("tree_digest", "")),
         process=_process(data["process"]) if data.get("process") else None,
         source=str(data.get("source", "")),
+        origin=str(data.get("origin", "")),
     )
 
 

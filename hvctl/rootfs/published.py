@@ -5,13 +5,13 @@ A tag or identifier is checked against its pattern before it becomes part of a p
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hvctl.errors import HostError, InvalidSpec, NotFound
+from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
@@ -36,8 +36,20 @@ def get_image(host: Host, name: str) -> Image:
     """The image that a tag names. Raises NotFound with the command that makes it."""
     image = find_image(host, name)
     if image is None:
-        raise NotFound(f"there is no image {name!r}", hint=f"make it: hvctl image build {name}")
+        raise NotFound(f"there is no image {name!r}", hint=_hint_for(name))
     return image
+
+
+def _hint_for(name: str) -> str:
+    """The command that makes an image of this name, where one can."""
+    from hvctl.rootfs import catalogue, request  # both need this module
+
+    if request.is_buildable(name):
+        return f"make it: hvctl image build {name}"
+    with contextlib.suppress(HvctlError):  # a catalogue of the user's that makes no sense is not what this is about
+        if catalogue.find(name):
+            return f"bring it: hvctl image pull {name}"
+    return "see which there are: hvctl image list; which there could be: hvctl image catalogue"
 
 
 def find_image(host: Host, name: str) -> Image | None:
@@ -72,7 +84,7 @@ def find_id(host: Host, name: str) -> str | None:
     return image_id
 
 
-@contextmanager
+@contextlib.contextmanager
 def changing(host: Host) -> Iterator[None]:
     """Hold the one lock under which images and their names appear and go. No instance can have its name: the dot."""
     with host.lock("images.tags", timeout_s=_LOCK_TIMEOUT_S):
@@ -89,6 +101,36 @@ def publish(host: Host, aside: Path, image: Image) -> None:
         if not call(files.exists, final):
             call(files.publish, aside, final)
         call(files.write_file, host.store.tags / check_tag(image.name), f"{image.id}\n".encode(), 0o644)
+
+
+def give_name(host: Host, image: Image) -> None:
+    """Give one more name to an image that is in the store. Raises NotFound when it has gone meanwhile."""
+    with changing(host):
+        if not host.shell.call(files.exists, host.store.image(image.id)):
+            raise NotFound(f"image {image.id[:12]} was removed meanwhile", hint="try again")
+        tag = host.store.tags / check_tag(image.name)
+        host.shell.call(files.write_file, tag, f"{image.id}\n".encode(), 0o644)
+
+
+def list_names(host: Host, image_id: str) -> tuple[str, ...]:
+    """The names of one image, sorted."""
+    return tuple(name for name in list_tags(host) if host.read_text(host.store.tags / name).strip() == image_id)
+
+
+def find_by_origin(host: Host, like: Image) -> Image | None:
+    """The image in the store that was made of the same content in the same way, or None; damaged ones are passed over."""
+    for image_id in list_ids(host):
+        try:
+            image = read(host, image_id, like.name)
+        except HvctlError:
+            continue
+        if like.origin and image.origin == like.origin and _way(image) == _way(like):
+            return image
+    return None
+
+
+def _way(image: Image) -> tuple[object, ...]:
+    return (image.login_user, image.firmware)
 
 
 def read(host: Host, image_id: str, name: str) -> Image:

@@ -75,6 +75,11 @@ def parse_request(
     )
 
 
+def is_buildable(name: str) -> bool:
+    """Whether the name alone says what to build."""
+    return _parse_suite(name) is not None
+
+
 def _parse_suite(text: str) -> str | None:
     for version, code_name in SUITES.items():
         if text in (version, code_name, f"debian-{version}"):

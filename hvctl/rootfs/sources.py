@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hvctl.errors import InvalidSpec
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
-from hvctl.model import Image
+from hvctl.model import Firmware, Image
 from hvctl.rootfs import building
 from hvctl.rootfs.building import Building
 
@@ -31,13 +31,24 @@ class Wanted:
     is_insecure: bool = False
     """Whether the user renounced checksums and signatures."""
     login_user: str = ""
-    """Who logs in, where the source does not say; empty: what is usual there."""
+    """Who logs in; empty: what the source says, or what is usual there."""
+    firmware: Firmware | None = None
+    """What its disk needs to boot, where the user says so."""
+    format: str = ""
+    """Of a disk, `raw` or `qcow2`, where the user says so."""
 
 
 Acquire = Callable[[Building, Wanted], Image]
 
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
+"""Whoever may log in is called so (useradd(8))."""
+
 # What the source begins with -> the module that knows it. The first that matches.
-_KINDS: tuple[tuple[re.Pattern[str], str], ...] = ()
+_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"images:"), "hvctl.rootfs.simplestreams"),
+    (re.compile(r"(?:https?|file)://|/"), "hvctl.rootfs.imported"),
+    (re.compile(r"[a-z0-9][a-z0-9.-]{0,62}$", re.ASCII), "hvctl.rootfs.catalogue"),
+)
 
 
 def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
@@ -46,6 +57,8 @@ def bring(host: Host, wanted: Wanted, events: Sink = ignore) -> Image:
     Raises InvalidSpec for a source of no known kind, or one that is refused; HostError, NotFound, TimedOut.
     """
     acquire = _find_kind(wanted.source)
+    if wanted.login_user and not USER.fullmatch(wanted.login_user):
+        raise InvalidSpec(f"{wanted.login_user[:40]!r} is no name of a user", hint="--user debian")
     with building.begin(host, wanted.name, events) as work:
         image = acquire(work, wanted)
         return work.publish(replace(image, name=wanted.name, source=image.source or wanted.source))

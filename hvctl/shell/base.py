@@ -44,9 +44,10 @@ class Shell(ABC):
     ) -> Completed:
         """Run a program to its end, never through a command line.
 
-        `on_line` gets each line of stderr as it comes. Raises HostError when the program is missing, CommandFailed when
-        it ends with another status than 0 (unless `check` is off), TimedOut after `timeout_s`; then it and all that it
-        started are killed. Locks held by this process are held by the program too, until it ends.
+        `on_line` gets each line of stderr as it comes; what it raises ends the program. Raises HostError when the
+        program is missing, CommandFailed when it ends with another status than 0 (unless `check` is off), TimedOut
+        after `timeout_s`; then it and all that it started are killed. Locks held by this process are held by the
+        program too, until it ends.
         """
 
     @abstractmethod

@@ -126,12 +126,18 @@ def _communicate_by_line(
     process.stdin.close()
     out: list[bytes] = []
     err: list[bytes] = []
+    refusals: list[BaseException] = []
 
     def drain(stream: IO[bytes], into: list[bytes], tell: Callable[[str], None] | None) -> None:
         for line in stream:
             into.append(line)
-            if tell is not None:
-                tell(line.decode(errors="replace").rstrip("\n"))
+            if tell is not None and not refusals:
+                try:
+                    tell(line.decode(errors="replace").rstrip("\n"))
+                except BaseException as refusal:  # noqa: BLE001  raised where somebody sees it, below
+                    refusals.append(refusal)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
 
     threads = [
         threading.Thread(target=drain, args=(process.stdout, out, None), daemon=True),
@@ -142,6 +148,8 @@ def _communicate_by_line(
     process.wait(timeout=timeout_s)
     for thread in threads:
         thread.join(timeout=5)
+    if refusals:
+        raise refusals[0]
     return b"".join(out), b"".join(err)
 
 
