@@ -314,7 +314,10 @@ class ContainerBackend(Backend):
     def ask_to_stop(self, host: Host, record: Record) -> None:
         """libvirt speaks to systemd's and SysV's init; busybox's takes its SIGTERM for a wish to reboot. A system's own
         `poweroff` knows whom it speaks to."""
-        if record.provision is Provision.NONE and not record.is_application:
+        if record.is_application:
+            domains.terminate(self._domain(host, record))
+            return
+        if record.provision is Provision.NONE:
             with contextlib.suppress(HvctlError):
                 if self.run_inside(host, record, ("poweroff",), b"").status == 0:
                     return
