@@ -70,7 +70,7 @@ CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
     ("words", "status", "named"),
     [
         ((*CREATE, "Bad_Name"), 7, "Bad_Name"),
-        (("create", "x", "--image", "nosuch"), 3, "hvctl image build nosuch"),
+        (("create", "x", "--image", "nosuch"), 3, "hvctl image list; which there could be: hvctl image catalogue"),
         ((*CREATE, "x", "--template", "nosuch"), 3, "hvctl template list"),
         ((*CREATE, "x", "--memory", "lots"), 7, "lots"),
         ((*CREATE, "x", "--memory", "1M"), 7, "too little"),
