@@ -14,7 +14,7 @@ from typing import Any
 
 from hvctl import identity
 from hvctl.backends import get_backend, processes
-from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, NotFound, UsageError
+from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, NotFound, TimedOut, UsageError
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import claim, create, effects, enter, lifecycle, query
@@ -67,7 +67,7 @@ def is_application(image: Image) -> bool:
 
 def _run_process(host: Host, request: create.Request, events: Sink, streams: Sequence[int]) -> int:
     instance = create.create(host, replace(request, wait=Wait.RUNNING), events)
-    watch = _Watch(host, instance)
+    watch = _Watch(host, instance, request.timeout_s)
     ends = get_backend(instance.record.mode).open_streams(host, instance.record)
     with contextlib.closing(ends):
         while True:
@@ -87,14 +87,26 @@ def _check_free(host: Host, name: str) -> None:
 class _Watch:
     """Follows one application to its end."""
 
-    def __init__(self, host: Host, instance: Instance) -> None:
+    def __init__(self, host: Host, instance: Instance, timeout_s: float) -> None:
         self.host = host
         self.instance = instance
         self._domain: Any = effects.get_domain(host, instance.record)
         self._asked_s = 0.0
+        self._late_s = time.monotonic() + timeout_s
+        self._has_started = False
 
     def look(self) -> bool:
-        """Whether it still runs; asks it again to end where it was asked once and may have been too young to hear."""
+        """Whether it still runs; asks it again to end where it was asked once and may have been too young to hear.
+
+        Raises TimedOut when its process has not begun in time.
+        """
+        if not self._has_started:
+            self._has_started = processes.read_status(self.host, self.instance.record).has_started
+            if not self._has_started and time.monotonic() > self._late_s:
+                raise TimedOut(
+                    f"the process of {self.instance.name!r} did not begin in time",
+                    hint="try again; to look into it: hvctl create, then hvctl logs",
+                )
         if self._asked_s and time.monotonic() - self._asked_s > _ASK_AGAIN_S:
             self._ask()
         return domains.is_active(self._domain)
