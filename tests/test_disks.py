@@ -402,15 +402,17 @@ def test_a_volume_of_a_size_is_full_at_that_size_and_grows(
     (volume,) = query.get(host, "box").record.disks
     path = host.store.volume_content(volume.volume, volume.format)
     assert loops.find_loop(path) is not None
-    disk(settings, "remove", "box", "small", "--keep")
-    assert loops.find_loop(path) is None  # only so may a VM write to it
-    disk(settings, "add", "box", "small", "--volume", "small")
-    lifecycle.restart(host, "box")
-    lifecycle.restart(host, "other")
+    refused = run(settings, "disk", "remove", "box", "small", "--keep")
+    assert (refused.status, "hvctl stop box" in refused.err) == (5, True)
+    sh(settings, "box", "touch /srv/small/still-there")
     lifecycle.stop(host, "box")
-    assert loops.find_loop(path) is None
-    disk(settings, "remove", "box", "small", "--yes")
+    assert loops.find_loop(path) is None  # only so may another one write to it
+    disk(settings, "remove", "box", "small", "--keep")
     lifecycle.start(host, "box")
+    disk(settings, "add", "box", "small", "--volume", "small")
+    sh(settings, "box", "test -e /srv/small/still-there")
+    disk(settings, "remove", "box", "small", "--yes")  # what came while it ran goes while it runs
+    assert loops.find_loop(path) is None
 
 
 def test_a_container_cannot_make_a_read_only_volume_writable(

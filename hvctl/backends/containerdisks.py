@@ -81,7 +81,13 @@ class ContainerDisks(Disks):
             )
 
     def detach(self, host: Host, record: Record, disk: DataDisk) -> None:
-        volume = _volume(host, record, disk)
+        volume, point = _volume(host, record, disk), _mount_point(host, record, disk)
+        if disk.format is not VolumeFormat.DIRECTORY and host.shell.call(files.exists, point):
+            # What libvirt took in at the start stays pinned by the tree that it left behind (seen with Linux 6.18).
+            raise WrongState(
+                f"{record.name!r} has had {disk.name!r} from its start on: the host's kernel holds it until it is off",
+                hint=f"hvctl stop {record.name}",
+            )
         try:
             host.shell.call(volumes.unmount_inside, self._controller(host, record), volume)
         except HostError as error:
@@ -90,8 +96,8 @@ class ContainerDisks(Disks):
                 hint=f"hvctl stop {record.name}",
             ) from error
         # Where it was mounted for the container: gone here, and with the directory in every other mount namespace.
-        host.shell.call(mounts.unmount, _mount_point(host, record, disk))
-        host.shell.call(files.remove_directory, _mount_point(host, record, disk))
+        host.shell.call(mounts.unmount, point)
+        host.shell.call(files.remove_directory, point)
         if host.shell.call(loops.find_loop, volume.path) is not None:
             raise WrongState(
                 f"this host's kernel still holds {disk.name!r}, so nobody else may write to it",
