@@ -1,6 +1,6 @@
 """Freezing a container where libvirt cannot: its LXC driver knows the freezer of control groups version 1 only.
 
-(libvirt 9.0 and 11.3: "Suspend operation failed" on a host with version 2.) In version 2 every group has a freezer
+(Seen with libvirt 9.0 on a host with version 2: "Suspend operation failed".) In version 2 every group has a freezer
 (cgroups(7), `cgroup.freeze`). The groups that the container's init made for itself are frozen; its controller, which
 libvirt talks to, is in the group above them and goes on. Nobody inside can thaw them: nobody inside runs.
 """
