@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,12 +13,19 @@ from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import differences, files, freezer, layers, roots
+from hvctl.hostside import differences, files, freezer, layers, marks, roots, transfer
+from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record, State
+from hvctl.rootfs import confined, intake
+from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
+from hvctl.units import GIB, MIB
 
 _COPY_TIMEOUT_S = 3600
+_TREE = "tree.tar"
+# Beyond what `marks` takes into an archive.
+_MOST_ENTRIES, _DEEPEST, _LONGEST_PATH = 50_000_000, 500, 4090
 
 
 class ContainerLayers(Layers):
@@ -78,6 +87,39 @@ class ContainerLayers(Layers):
         call(layers.merge_uppers, [store.layer_upper(layer) for layer in run], below, aside / "upper")
         call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
 
+    def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
+        tree = host.store.image_tree(image.id)
+        bare = replace(image, disk=None, kernel=None, initrd=None, kernel_arguments=(), kernel_release="")
+        source = Source(kind=transfer.TREE, path=str(tree), name=tree.name)
+        return replace(bare, has_tree=True, tree_digest=""), {_TREE: source}
+
+    def is_known_by(self, host: Host, image: Image) -> bool:
+        """The tree that it came with; not one that was made of its disk."""
+        return host.shell.call(files.exists, host.store.image(image.id) / "tree" / "rootfs")
+
+    def has_base(self, host: Host, image: Image, base: Image) -> bool:
+        return self.is_known_by(host, image)
+
+    def read_layer(self, host: Host, layer: str) -> Source:
+        facts = host.shell.call(layers.read_facts, host.store.layer(layer))
+        upper = host.store.layer_upper(layer)
+        return Source(kind=transfer.TREE, path=str(upper), name=upper.name, first_id=facts.first_id)
+
+    def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
+        folder = work.image / "tree"
+        _unpack(work.host, parts[_TREE], folder)
+        work.host.shell.call(files.remove, folder / marks.NAME)
+        work.host.shell.call(files.set_mode, folder, 0o700)
+
+    def write_layer(self, host: Host, image: Image, parent: str, content: Path, aside: Path) -> None:
+        """Its owners are as inside, like an image's: a mount shifts them."""
+        call = host.shell.call
+        _unpack(host, content, aside)
+        call(files.remove, content)
+        call(marks.apply, aside)
+        call(files.set_mode, aside, 0o700)
+        call(layers.write_facts, aside, layers.Facts(parent=parent))
+
     def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
         """What changed from one layer's stack to another's."""
         stacks = (self._trees_of(host, record, top) for top in (old, new))
@@ -91,6 +133,20 @@ class ContainerLayers(Layers):
             for layer in stack
         ]
         return (*trees, differences.Tree(store.image_tree(record.image_id), 0))
+
+
+def _unpack(host: Host, archive: Path, target: Path) -> None:
+    """An archive as large as it may be: its size was promised, checked, and there is space for it."""
+    size_bytes = host.shell.call(files.size, archive)
+    limits = replace(
+        confined.DEFAULTS,
+        **dict.fromkeys(("expanded_bytes", "file_bytes"), size_bytes + GIB),
+        **dict.fromkeys(("cpu_s", "wall_s"), 3600 + size_bytes // (8 * MIB)),
+        entries=_MOST_ENTRIES,
+        depth=_DEEPEST,
+        path_bytes=_LONGEST_PATH,
+    )
+    intake.unpack_tree(host, archive, target, limits=limits, subject="the backup")
 
 
 def pause(host: Host, record: Record) -> None:

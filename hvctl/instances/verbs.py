@@ -29,6 +29,17 @@ CREATE = Verb(
 
 COPY = replace(CREATE, name="copy")
 
+# What it is restored from lies whole and checked in a directory of the store by then.
+RESTORE = replace(
+    CREATE,
+    name="restore",
+    steps=(
+        CREATE.steps[0],
+        Step(name="image"),  # one that nobody stands on goes by itself: `images.prune`
+        *CREATE.steps[1:],
+    ),
+)
+
 DELETE = Verb(
     name="delete",
     steps=(
@@ -212,7 +223,7 @@ COMPACT = Verb(
 VERBS = {
     verb.name: verb
     for verb in (
-        *(CREATE, COPY, DELETE, RENAME, SET, KERNEL, PUBLISH),
+        *(CREATE, COPY, RESTORE, DELETE, RENAME, SET, KERNEL, PUBLISH),
         *(DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET),
         *(TAKE, REVERT, FORGET, COMPACT),
     )
