@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import pytest
 
 from hvctl import gc, images
+from hvctl.backups import create as backing_up
+from hvctl.backups import restore as restoring
+from hvctl.backups.opening import open_repository
+from hvctl.backups.repository import Repository
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
@@ -105,6 +109,21 @@ def _copy_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
     return copies.copy(host, request, events)
 
 
+def _repository_of(host: Host, name: str) -> Repository:
+    return open_repository(host, str(host.store.run / f"backups-{name.removesuffix('-new')}"))
+
+
+def _back_up(host: Host, name: str) -> None:
+    _write(host, name, 5)
+    _repository_of(host, name).make()
+    backing_up.create(host, _repository_of(host, name), backing_up.Wanted(name=name))
+
+
+def _restore(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    request = restoring.Request(backup=name, name=f"{name}-new", start=False)
+    return restoring.restore(host, _repository_of(host, name), request, events)
+
+
 def _make_deep(host: Host, name: str) -> None:
     """Four layers, of which the lowest two are nobody's."""
     for value in (1, 2, 3):
@@ -125,7 +144,28 @@ def _is_copied(host: Host, name: str) -> bool:
     return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
 
 
+def _make_repository(host: Host, name: str) -> None:
+    _add_disk(host, name, ignore)
+    _repository_of(host, name).make()
+
+
 SCENARIOS = {
+    "lend": Scenario(
+        needs_instance=True,
+        prepare=_make_repository,
+        act=lambda host, _mode, name, events: backing_up.create(
+            host, _repository_of(host, name), backing_up.Wanted(name=name), events
+        ),
+        is_done=lambda host, name: (
+            query.get(host, name).record.pending is None and not query.get(host, name).record.snapshots
+        ),
+    ),
+    "restore": Scenario(
+        needs_instance=True,
+        prepare=_back_up,
+        act=_restore,
+        is_done=lambda host, name: query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 5,
+    ),
     "publish": Scenario(
         needs_instance=True,
         act=_publish,
@@ -263,7 +303,7 @@ def test_gc_settles_what_a_kill_left(
     before = world.look(host)
     _run_victim(settings, mode, verb, step, name)
     visible = [instance for instance in host.instances() if instance.name.startswith(name)]
-    changed = world.differences(before, world.look(host))
+    changed = [line for line in world.differences(before, world.look(host)) if "('building/" not in line]
     assert not changed or any(instance.state is State.INCOMPLETE for instance in visible)
 
     collected = gc.collect(host)

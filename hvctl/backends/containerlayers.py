@@ -13,19 +13,16 @@ from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import differences, files, freezer, layers, marks, roots, transfer
+from hvctl.hostside import differences, files, freezer, layers, roots, transfer
 from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record, State
-from hvctl.rootfs import confined, intake
+from hvctl.rootfs import unpacked
 from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
-from hvctl.units import GIB, MIB
 
 _COPY_TIMEOUT_S = 3600
 _TREE = "tree.tar"
-# Beyond what `marks` takes into an archive.
-_MOST_ENTRIES, _DEEPEST, _LONGEST_PATH = 50_000_000, 500, 4090
 
 
 class ContainerLayers(Layers):
@@ -106,18 +103,12 @@ class ContainerLayers(Layers):
         return Source(kind=transfer.TREE, path=str(upper), name=upper.name, first_id=facts.first_id)
 
     def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
-        folder = work.image / "tree"
-        _unpack(work.host, parts[_TREE], folder)
-        work.host.shell.call(files.remove, folder / marks.NAME)
-        work.host.shell.call(files.set_mode, folder, 0o700)
+        unpacked.unpack(work.host, parts[_TREE], work.image / "tree", "rootfs")
 
     def write_layer(self, host: Host, image: Image, parent: str, content: Path, aside: Path) -> None:
         """Its owners are as inside, like an image's: a mount shifts them."""
         call = host.shell.call
-        _unpack(host, content, aside)
-        call(files.remove, content)
-        call(marks.apply, aside)
-        call(files.set_mode, aside, 0o700)
+        unpacked.unpack(host, content, aside, "upper")
         call(layers.write_facts, aside, layers.Facts(parent=parent))
 
     def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
@@ -133,20 +124,6 @@ class ContainerLayers(Layers):
             for layer in stack
         ]
         return (*trees, differences.Tree(store.image_tree(record.image_id), 0))
-
-
-def _unpack(host: Host, archive: Path, target: Path) -> None:
-    """An archive as large as it may be: its size was promised, checked, and there is space for it."""
-    size_bytes = host.shell.call(files.size, archive)
-    limits = replace(
-        confined.DEFAULTS,
-        **dict.fromkeys(("expanded_bytes", "file_bytes"), size_bytes + GIB),
-        **dict.fromkeys(("cpu_s", "wall_s"), 3600 + size_bytes // (8 * MIB)),
-        entries=_MOST_ENTRIES,
-        depth=_DEEPEST,
-        path_bytes=_LONGEST_PATH,
-    )
-    intake.unpack_tree(host, archive, target, limits=limits, subject="the backup")
 
 
 def pause(host: Host, record: Record) -> None:

@@ -7,29 +7,25 @@ goes on, starts and stops; while the snapshot is there they are neither removed 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import UUID
 
 from hvctl import metadata
 from hvctl.backends import get_backend
 from hvctl.backups import manifest
+from hvctl.backups.lending import Lent, lend
 from hvctl.backups.manifest import Backup, Part, Subject
 from hvctl.backups.repository import Repository
-from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, Unsupported
+from hvctl.errors import HostError, HvctlError, InvalidSpec, Unsupported
 from hvctl.events import Note, Sink, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.hostside import files, transfer
 from hvctl.hostside import layers as layer_files
 from hvctl.hostside.transfer import Source
-from hvctl.instances import claim, layers, query, snapeffects, snapshots
-from hvctl.instances.recovery import get_settled
-from hvctl.instances.snapshots import Take
-from hvctl.model import Artefact, DiskKind, Image, Purpose, Record, Snapshot
+from hvctl.instances import claim, layers, query
+from hvctl.model import Artefact, DataDisk, DiskKind, Image, Record, Snapshot
 from hvctl.rootfs import building
 from hvctl.units import MIB, format_size
 
@@ -49,6 +45,7 @@ class Wanted:
     is_full: bool = False
     """Read and store everything again, whatever earlier backups say of it; what is damaged there is mended by it."""
     with_image: bool = True
+    with_volumes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +76,11 @@ def create(host: Host, repository: Repository, wanted: Wanted, events: Sink = ig
         tell(host, events, wanted.name, "collect")
         earlier = [entry.backup for entry in repository.list_entries() if entry.backup is not None]
         collect(repository)
-        with _held(host, wanted.name, events) as (record, snapshot):
-            pieces = _plan(host, work.directory, record, snapshot, wanted)
+        with lend(host, wanted.name, work.directory, with_volumes=wanted.with_volumes, events=events) as lent:
+            pieces = _plan(host, work.directory, lent, wanted)
             known = {} if wanted.is_full else _find_known(repository, earlier)
             try:
-                return _store(repository, pieces, known, _Frame(record, snapshot, wanted, work.directory, events))
+                return _store(repository, pieces, known, _Frame(lent, wanted, work.directory, events))
             except BaseException:
                 with contextlib.suppress(HvctlError):
                     collect(repository)
@@ -108,8 +105,7 @@ def tell(host: Host, events: Sink, name: str, step: str) -> None:
 class _Frame:
     """What a backup is made of, and where."""
 
-    record: Record
-    snapshot: Snapshot
+    lent: Lent
     wanted: Wanted
     directory: Path
     events: Sink
@@ -124,7 +120,7 @@ class _Pieces:
     base_parts: tuple[_Piece, ...]
     layers: tuple[_Piece, ...]
     state: _Piece
-    definition: str
+    volumes: tuple[tuple[DataDisk, _Piece], ...]
 
 
 def _check(record: Record) -> None:
@@ -135,52 +131,9 @@ def _check(record: Record) -> None:
         )
 
 
-@contextlib.contextmanager
-def _held(host: Host, name: str, events: Sink) -> Iterator[tuple[Record, Snapshot]]:
-    """The instance as it was at one moment, and the snapshot of that, kept for the block."""
-    with host.lock(name, timeout_s=_LOCK_TIMEOUT_S):
-        release(host, get_settled(host, name).record.uuid)  # what an interrupted one left is of another moment
-        taken = snapshots.take_locked(host, name, Take(purpose=Purpose.BACKUP), events)
-        uuid = query.get(host, name).record.uuid
-    try:
-        yield _record_of(host, uuid, taken), taken
-    finally:
-        if not host.cancelled.is_set():  # else `gc` does it
-            instance = next((item for item in host.instances() if item.record.uuid == uuid), None)
-            if instance is not None:
-                with host.lock(instance.name, timeout_s=_LOCK_TIMEOUT_S):
-                    release(host, uuid)
-
-
-def release(host: Host, uuid: UUID) -> None:
-    """Forget the snapshots that were taken for backups; the caller holds the instance's lock, and no backup goes on."""
-    for instance in host.instances():
-        if instance.record.uuid == uuid and instance.record.pending is None:
-            record = instance.record
-            for snapshot in [item for item in record.snapshots if item.purpose is Purpose.BACKUP]:
-                snapshots.delete_locked(host, record, snapshot, ignore)
-                record = query.get(host, record.name).record
-
-
-def _record_of(host: Host, uuid: UUID, snapshot: Snapshot) -> Record:
-    """The record of the moment of a snapshot; its layers are those that the snapshot ends with."""
-    record = metadata.find(_definition_of(host, uuid, snapshot))
-    if record is None:
-        raise NotFound(f"the snapshot {snapshot.name!r} has lost its definition", hint="try again")
-    known = snapeffects.find_by_id(
-        next(item.record for item in host.instances() if item.record.uuid == uuid), snapshot.id
-    )
-    consistency = known.consistency if known else snapshot.consistency
-    kept = replace(snapshot, consistency=consistency)
-    return replace(record, layers=layers.stack_of(host, snapshot.layer), snapshots=(*record.snapshots, kept))
-
-
-def _definition_of(host: Host, uuid: UUID, snapshot: Snapshot) -> str:
-    return host.read_text(host.store.snapshot(uuid, snapshot.id) / "domain.xml")
-
-
-def _plan(host: Host, directory: Path, record: Record, snapshot: Snapshot, wanted: Wanted) -> _Pieces:
+def _plan(host: Host, directory: Path, lent: Lent, wanted: Wanted) -> _Pieces:
     """Everything that it consists of, and how that is read. The state is copied: it is small, and in use."""
+    record = lent.record
     mode_layers, image = get_backend(record.mode).layers, layers.image_of(host, record)
     base, sources = mode_layers.list_base(host, image)
     digests = {part.file: part for part in (base.kernel, base.initrd, base.disk and base.disk.artefact) if part}
@@ -197,8 +150,8 @@ def _plan(host: Host, directory: Path, record: Record, snapshot: Snapshot, wante
         base=replace(base, name="", source="", origin=""),
         base_parts=tuple(base_parts) if wanted.with_image else (),
         layers=tuple(pieces),
-        state=_piece(host, "state", "state", _gather_state(host, directory / _STATE, record, snapshot)),
-        definition=_definition_of(host, record.uuid, snapshot),
+        state=_piece(host, "state", "state", _gather_state(host, directory / _STATE, record, lent.snapshot)),
+        volumes=tuple((disk, _piece(host, f"volume-{disk.name}", "volume", source)) for disk, source in lent.volumes),
     )
 
 
@@ -208,9 +161,10 @@ def _base_key(image: Image, known_by: str, artefact: Artefact | None) -> str:
 
 
 def _piece(host: Host, name: str, key: str, source: Source) -> _Piece:
-    measure = files.disk_usage if source.kind == transfer.TREE else files.size
-    size_bytes = host.shell.call(measure, Path(source.path))
-    return _Piece(part=Part(name=name, key=key, sha256="", size_bytes=size_bytes), source=source)
+    used_bytes = host.shell.call(files.disk_usage, Path(source.path))
+    size_bytes = used_bytes if source.kind == transfer.TREE else host.shell.call(files.size, Path(source.path))
+    part = Part(name=name, key=key, sha256="", size_bytes=size_bytes, used_bytes=used_bytes)
+    return _Piece(part=part, source=source)
 
 
 def _gather_state(host: Host, folder: Path, record: Record, snapshot: Snapshot) -> Source:
@@ -226,15 +180,15 @@ def _gather_state(host: Host, folder: Path, record: Record, snapshot: Snapshot) 
 
 def _find_known(repository: Repository, earlier: Sequence[Backup]) -> dict[str, Part]:
     """What earlier backups have stored, by what it is; the latest of each."""
-    found = {part.key: part for backup in earlier for part in backup.parts if part.key != "state"}
+    found = {part.key: part for backup in earlier for part in backup.parts if ":" in part.key}
     return {key: part for key, part in found.items() if repository.has(part)}
 
 
 def _store(repository: Repository, pieces: _Pieces, known: dict[str, Part], frame: _Frame) -> Backup:
-    host, record = repository.host, frame.record
-    everything = [*pieces.base_parts, *pieces.layers, pieces.state]
+    host, record = repository.host, frame.lent.record
+    everything = [*pieces.base_parts, *pieces.layers, pieces.state, *(piece for _disk, piece in pieces.volumes)]
     lacking = [piece for piece in everything if piece.part.key not in known]
-    _check_space(repository, sum(piece.part.size_bytes for piece in lacking), record.name)
+    _check_space(repository, sum(piece.part.used_bytes for piece in lacking), record.name)
     left_out = 0
 
     def keep(piece: _Piece) -> Part:
@@ -249,13 +203,14 @@ def _store(repository: Repository, pieces: _Pieces, known: dict[str, Part], fram
         return part
 
     stored: list[Part] = []
+    volumes = tuple((_describe(disk), keep(piece)) for disk, piece in pieces.volumes)
+    frame.lent.held.close()
     base_parts = tuple(keep(piece) for piece in pieces.base_parts)
     kept_layers = tuple(keep(piece) for piece in pieces.layers)
     state = keep(pieces.state)
-    now = datetime.datetime.now(datetime.UTC)
     backup = Backup(
-        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        created_at=manifest.format_time(now),
+        id=f"{frame.lent.moment:%Y%m%d-%H%M%S-%f}",
+        created_at=manifest.format_time(frame.lent.moment),
         host=socket.gethostname(),
         consistency=record.snapshots[-1].consistency,
         subject=_subject_of(record),
@@ -264,9 +219,13 @@ def _store(repository: Repository, pieces: _Pieces, known: dict[str, Part], fram
         base_parts=base_parts,
         layers=kept_layers,
         state=state,
-        left_out=(*_list_left_out(record), *([f"{left_out} device nodes"] if left_out else [])),
+        volumes=volumes,
+        left_out=(
+            *_list_left_out(record, with_volumes=frame.wanted.with_volumes),
+            *([f"{left_out} device nodes"] if left_out else []),
+        ),
         comment=frame.wanted.comment,
-        definition=pieces.definition,
+        definition=frame.lent.definition,
         stored_bytes=sum(part.size_bytes for part in stored),
     )
     for line in backup.left_out:
@@ -305,12 +264,18 @@ def _subject_of(record: Record) -> Subject:
     )
 
 
-def _list_left_out(record: Record) -> list[str]:
+def _describe(disk: DataDisk) -> dict[str, str]:
+    return {**metadata.format_disk(disk), "volume": ""}
+
+
+def _list_left_out(record: Record, *, with_volumes: bool) -> list[str]:
     found = [
         f"shared directory --mount {mount.source}:{mount.target}{':ro' if mount.is_read_only else ''}"
         for mount in record.spec.mounts
     ]
     for disk in record.disks:
+        if disk.kind is DiskKind.VOLUME and with_volumes:
+            continue
         what = "volume" if disk.kind is DiskKind.VOLUME else f"{disk.kind} {disk.source}, disk"
         found.append(f"{what} {disk.name}")
     named = [item.name for item in record.snapshots if not item.purpose.is_passing]

@@ -7,6 +7,7 @@ not ours) stands in `left_out`, for people to read.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import ipaddress
 import json
@@ -24,7 +25,8 @@ FORMAT, SCHEMA = "hvctl-backup", 1
 MOST_BYTES = 16 * 1024**2
 """Of a manifest."""
 
-ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}", re.ASCII)
+ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}", re.ASCII)
+"""The moment that it is of, to the microsecond: backups sort by it."""
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PLACE = re.compile(r"[0-9a-f]{0,64}", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -53,6 +55,8 @@ class Part:
     sha256: str
     """Of its content, before a repository compresses or encrypts it."""
     size_bytes: int
+    used_bytes: int = 0
+    """What it takes on a disk, about: without holes."""
     place: str = ""
     """Where a repository finds it, when not by its digest."""
 
@@ -192,9 +196,7 @@ def parse_backup(content: bytes, source: str) -> Backup:
 
 
 def _format_part(part: Part) -> dict[str, object]:
-    return {"name": part.name, "key": part.key, "sha256": part.sha256, "size_bytes": part.size_bytes} | (
-        {"place": part.place} if part.place else {}
-    )
+    return dataclasses.asdict(part)
 
 
 def _parse(data: dict[str, Any]) -> Backup:
@@ -239,6 +241,7 @@ def _parse_part(data: dict[str, Any]) -> Part:
         key=_check(_KEY, data["key"]),
         sha256=_check(_DIGEST, data["sha256"]),
         size_bytes=_parse_number(data["size_bytes"], _LARGEST_BYTES),
+        used_bytes=_parse_number(data["used_bytes"], _LARGEST_BYTES),
         place=_check(_PLACE, data.get("place", "")),
     )
 

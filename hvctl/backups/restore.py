@@ -22,12 +22,12 @@ from hvctl.errors import AlreadyExists, HostError, HvctlError, InvalidSpec, NotF
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import create, layers, lifecycle, query
+from hvctl.instances import create, layers, lifecycle, query, volumes
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import RESTORE
 from hvctl.libvirtapi import domains
-from hvctl.model import Image, Instance, Mode, Mount, Provision, Record, Wait
-from hvctl.rootfs import building, intake, manifest, published
+from hvctl.model import DataDisk, DiskKind, Image, Instance, Mode, Mount, Provision, Record, VolumeFormat, Wait
+from hvctl.rootfs import building, intake, manifest, published, unpacked
 from hvctl.rootfs.building import Building
 from hvctl.units import GIB, MIB
 
@@ -58,6 +58,9 @@ class Request:
     """Directories of this host that a container shares; a backup says nothing of those."""
     is_privileged: bool = False
     """Whether a container's root may be this host's, where the backup is of such a one."""
+    is_trusted: bool = False
+    """Whether this host's kernel may mount file systems of volumes, which could have been made to attack it."""
+    with_volumes: bool = True
     start: bool = True
     wait: Wait = Wait.SSH
     timeout_s: float = 180.0
@@ -74,6 +77,8 @@ class _Brought:
     """Lowest first, in `folder`."""
     folder: Path
     state: Path
+    disks: tuple[DataDisk, ...]
+    """Its data volumes; each lies in `folder` under its identifier."""
 
 
 def restore(host: Host, repository: Repository, request: Request, events: Sink = ignore) -> Instance:
@@ -130,11 +135,18 @@ def _restore(host: Host, repository: Repository, backup: Backup, request: Reques
             f"the backup is without its image, and this host has not {backup.subject.spec.image!r} as it was then",
             hint="bring it from the host that has it: hvctl image export, hvctl image import",
         )
-    parts = (*(backup.base_parts if image is None else ()), *backup.layers, backup.state)
+    chosen = backup.volumes if request.with_volumes else ()
+    disks = _plan_disks(backup, request, [disk for disk, _part in chosen])
+    parts = (
+        *(backup.base_parts if image is None else ()),
+        *(*backup.layers, backup.state),
+        *(part for _disk, part in chosen),
+    )
     missing = next((part for part in parts if not repository.has(part)), None)
     if missing is not None:
         raise repository.damaged(missing, "it is not there")
-    needed_bytes = sum(part.size_bytes for part in parts) + max(part.size_bytes for part in parts) + _RESERVE_BYTES
+    # One part at a time is there twice: as it comes, and unpacked.
+    needed_bytes = sum(part.used_bytes for part in parts) + max(part.used_bytes for part in parts) + _RESERVE_BYTES
     with building.begin(host, request.name, events, needed_bytes=needed_bytes) as work:
         source = _Source(repository, work, events, request.name)
         state = source.bring_state(backup.state)
@@ -149,7 +161,11 @@ def _restore(host: Host, repository: Repository, backup: Backup, request: Reques
             parent = stack[-1] if stack else ""
             mode_layers.write_layer(host, image, parent, content, folder / layer)
             stack.append(layer)
-        brought = _Brought(image=image, is_new_image=is_new_image, layers=tuple(stack), folder=folder, state=state)
+        for disk, (_fields, part) in zip(disks, chosen, strict=True):
+            source.bring_volume(disk, part, folder / disk.volume)
+        brought = _Brought(
+            image=image, is_new_image=is_new_image, layers=tuple(stack), folder=folder, state=state, disks=disks
+        )
         try:
             _build(host, work, backup, brought, request)
         except BaseException:
@@ -176,7 +192,7 @@ class _Source:
     def bring_state(self, part: Part) -> Path:
         """A directory with files that a state may have, and nothing else."""
         call, folder = self.work.host.shell.call, self.work.directory / "given"
-        intake.unpack_tree(self.work.host, self.bring(part), folder, subject="the backup's state")
+        unpacked.unpack(self.work.host, self.bring(part), folder, "state")
         state = folder / "state"
         names = call(files.list_names, state)
         for name in names:
@@ -188,6 +204,20 @@ class _Source:
             call(files.set_owner, state / name, 0, 0)
             call(files.set_mode, state / name, 0o600)
         return state
+
+    def bring_volume(self, disk: DataDisk, part: Part, aside: Path) -> None:
+        """A data volume, as `volumes.make` makes an empty one, but for what describes it."""
+        host, call = self.work.host, self.work.host.shell.call
+        content = self.bring(part)
+        if disk.format is VolumeFormat.DIRECTORY:
+            unpacked.unpack(host, content, aside, "data")
+            return
+        facts = intake.check_disk(host, content, format=disk.format)
+        if facts.virtual_bytes != disk.size_bytes:
+            raise InvalidSpec(f"volume {disk.name!r} is not as long as it should be", hint="restore another backup")
+        call(files.make_directory, aside, 0o711)
+        call(files.set_mode, content, 0o600)
+        call(files.replace_if_there, content, aside / f"disk.{disk.format}")
 
     def bring_image(self, mode_layers: Layers, backup: Backup) -> Image:
         """What the instance stands on, as an image in the making; sealed, not yet in the store."""
@@ -217,6 +247,30 @@ def _find_image(host: Host, backup: Backup) -> Image | None:
     return None
 
 
+def _plan_disks(backup: Backup, request: Request, described: list[dict[str, str]]) -> tuple[DataDisk, ...]:
+    """The disks of a restored instance, checked by its mode. Raises InvalidSpec, Unsupported."""
+    subject = backup.subject
+    record = Record(
+        uuid=subject.uuid,
+        spec=replace(subject.spec, name=request.name, mounts=request.mounts),
+        store=Path("/"),
+        image_id="",
+        layers=(),
+        network="",
+        mac="",
+    )
+    for fields in described:
+        try:
+            disk = metadata.parse_disk(fields)
+        except (KeyError, ValueError) as error:
+            raise InvalidSpec("a volume of the backup cannot be", hint="restore another one") from error
+        identity.check_name(disk.name)
+        disk = replace(disk, kind=DiskKind.VOLUME, volume=str(uuid4()), source="")
+        disk = get_backend(subject.spec.mode).disks.plan_again(record, disk, is_trusted=request.is_trusted)
+        record = replace(record, disks=(*record.disks, disk))
+    return record.disks
+
+
 def _build(host: Host, work: Building, backup: Backup, brought: _Brought, request: Request) -> None:
     plan, is_same = _make_plan(host, backup, brought, request, work.events)
     backend = get_backend(plan.record.mode)
@@ -244,6 +298,10 @@ def _build(host: Host, work: Building, backup: Backup, brought: _Brought, reques
             backend.layers.create(host, change.record, plan.image, change.record.layers[-1], below)
             if not is_same:
                 backend.layers.begin_copy(host, change.record, plan.secrets.host_key)
+        with change.step("volumes"):
+            for disk in brought.disks:
+                host.shell.call(files.publish, brought.folder / disk.volume, host.store.volume(disk.volume))
+                volumes.note(host, disk, change.record.name)
         change.commit("define", _format_xml(host, plan, change.record, is_same=is_same))
         change.redo_after("define")
 
@@ -275,6 +333,7 @@ def _make_plan(
         login_user=subject.login_user,
         labels=subject.labels,
         keep=subject.keep,
+        disks=brought.disks,
     )
     if is_same:
         record = replace(record, uuid=subject.uuid, mac=subject.mac, created_at=subject.created_at)
@@ -311,7 +370,7 @@ def _place_state(host: Host, record: Record, brought: _Brought, *, is_same: bool
     """NVRAM, TPM state and kernel, as for a copy; of the same instance the seed, too, with its user data."""
     mode_layers, image, call = get_backend(record.mode).layers, brought.image, host.shell.call
     names = call(files.list_names, brought.state)
-    if record.kernel_release != image.kernel_release and not {"vmlinuz", "initrd"} <= set(names):
+    if record.kernel_release not in ("", image.kernel_release) and not {"vmlinuz", "initrd"} <= set(names):
         raise HostError("the backup lacks the kernel that it boots", hint="restore another one")
     fresh = replace(record, kernel_release=image.kernel_release)
     mode_layers.take_state(host, fresh, record, image, brought.state)
@@ -322,9 +381,9 @@ def _place_state(host: Host, record: Record, brought: _Brought, *, is_same: bool
 
 
 def _format_xml(host: Host, plan: create.Plan, record: Record, *, is_same: bool) -> str:
-    xml = create.format_xml(host, plan, record)
-    if is_same:
-        return xml
-    domain = ElementTree.fromstring(xml)
-    get_backend(record.mode).layers.adapt_copy(domain, record)
+    domain, backend = ElementTree.fromstring(create.format_xml(host, plan, record)), get_backend(record.mode)
+    if not is_same:
+        backend.layers.adapt_copy(domain, record)
+    for disk in record.disks:
+        backend.disks.add_to(host, record, domain, disk)
     return ElementTree.tostring(domain, encoding="unicode")

@@ -64,6 +64,7 @@ def init(app: App, repo: str, password_file: str) -> None:
 @click.option("--comment", default="", help="A line to remember it by.")
 @click.option("--full", is_flag=True, help="Read and store everything again; mends what is damaged in the repository.")
 @click.option("--without-image", is_flag=True, help="Leave out the image: a host that restores it must have that.")
+@click.option("--without-volumes", is_flag=True, help="Leave out its data volumes.")
 @_repository_options
 @output_options
 def create(app: App, names: tuple[str, ...], repo: str, password_file: str, **options: Any) -> None:
@@ -86,6 +87,7 @@ def create(app: App, names: tuple[str, ...], repo: str, password_file: str, **op
             comment=options["comment"],
             is_full=options["full"],
             with_image=not options["without_image"],
+            with_volumes=not options["without_volumes"],
         )
         done = creation.create(app.host, repository, wanted, events)
         made.append(done)
@@ -158,6 +160,8 @@ def verify(app: App, backups: tuple[str, ...], repo: str, password_file: str) ->
 @click.option("--template", default="", help="Make its definition from this one (default: its own).")
 @click.option("--mount", "mounts", type=MOUNT, multiple=True, metavar="SRC:DST[:ro]", help="As `create` takes it.")
 @click.option("--privileged", is_flag=True, help="Let a privileged container be one again.")
+@click.option("--without-volumes", is_flag=True, help="Leave out its data volumes.")
+@click.option("--trust", is_flag=True, help="Let this host's kernel mount file systems that come with the backup.")
 @click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
 @click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait.")
 @_repository_options
@@ -181,6 +185,8 @@ def restore(app: App, source: str, name: str, repo: str, password_file: str, **o
         template=options["template"],
         mounts=mounts,
         is_privileged=options["privileged"],
+        is_trusted=options["trust"],
+        with_volumes=not options["without_volumes"],
         start=not options["no_start"],
         wait=Wait(options["wait"]),
         timeout_s=options["timeout"],

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvctl.hostside import files, layers
+from hvctl.hostside import files, layers, refusal
 
 NAME = "marks"
 _OPAQUE, _WHITEOUT = b"o", b"w"
@@ -58,21 +58,27 @@ class Listing:
                 self.paths.append(below)
 
 
-def apply(layer: Path) -> None:
-    """Do in `upper/` what the file `marks` beside it says, and remove that. Raises OSError for one that cannot be."""
-    path = layer / NAME
+def apply(tree: Path) -> str:
+    """Do in a directory what the file `marks` beside it says, and remove that; why it cannot be done, or nothing."""
+    path = tree.parent / NAME
     for mark in files.read_file(path, limit_bytes=_LIMIT_BYTES).split(b"\0")[:-1]:
         *way, name = mark[1:].split(b"/")
         if mark[:1] not in (_OPAQUE, _WHITEOUT) or any(part in (b"", b".", b"..") for part in (*way, name)):
-            raise OSError(errno.EINVAL, "a mark that cannot be", os.fspath(path))
-        for folder in _open(layer / "upper", way):
-            _apply(mark[:1], folder, name)
+            return f"the mark {refusal.quote(mark)}"
+        try:
+            for folder in _open(tree, way):
+                _apply(mark[:1], folder, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG):
+                raise
+            return f"the mark {refusal.quote(mark)}: {error.strerror}"
     files.remove(path)
+    return ""
 
 
-def _open(upper: Path, way: list[bytes]) -> Iterator[int]:
+def _open(tree: Path, way: list[bytes]) -> Iterator[int]:
     """The directory that a way leads to, following no link, for one turn of a loop; it keeps its time."""
-    descriptor = os.open(upper, _FOLDER)
+    descriptor = os.open(tree, _FOLDER)
     try:
         for part in way:
             below = os.open(part, _FOLDER, dir_fd=descriptor)

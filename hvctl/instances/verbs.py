@@ -36,7 +36,9 @@ RESTORE = replace(
     steps=(
         CREATE.steps[0],
         Step(name="image"),  # one that nobody stands on goes by itself: `images.prune`
-        *CREATE.steps[1:],
+        *CREATE.steps[1:3],
+        Step(name="volumes", undo=diskeffects.discard_all),
+        *CREATE.steps[3:],
     ),
 )
 
@@ -106,6 +108,9 @@ PUBLISH = Verb(
     ),
     commit="copy",
 )
+
+# So is it while a backup copies its volumes.
+LEND = replace(PUBLISH, name="lend")
 
 DISK_ADD = Verb(
     name="disk-add",
@@ -223,7 +228,7 @@ COMPACT = Verb(
 VERBS = {
     verb.name: verb
     for verb in (
-        *(CREATE, COPY, RESTORE, DELETE, RENAME, SET, KERNEL, PUBLISH),
+        *(CREATE, COPY, RESTORE, DELETE, RENAME, SET, KERNEL, PUBLISH, LEND),
         *(DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET),
         *(TAKE, REVERT, FORGET, COMPACT),
     )
