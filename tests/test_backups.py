@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hvctl import gc, hostsetup, images
+from hvctl import gc, images
 from hvctl.backups import create as creation
 from hvctl.backups import delete as deletion
 from hvctl.backups import restore as restoring
@@ -51,21 +50,6 @@ def name(host: Host, tiny_image: str) -> Iterator[str]:
             lifecycle.delete(host, instance.name)
     gc.collect(host)
     assert world.differences(before, world.look(host)) == []
-
-
-@pytest.fixture(scope="module")
-def other_host(users_home: Path) -> Iterator[Host]:
-    """A second, empty store, as on a host that has never seen an image of ours."""
-    token = secrets.token_hex(3)
-    store, run_ = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
-    with Host(Config(store=store, run=run_, network=f"hvtest{token}")) as other:
-        hostsetup.setup(other)
-        yield other
-        for instance in other.instances():
-            lifecycle.delete(other, instance.name)
-        hostsetup.teardown(other)
-    for path in (store, run_):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -110,7 +94,7 @@ def restore(host: Host, repository: Repository, backup: str, name: str = "") -> 
 
 
 def test_a_backup_comes_back_under_another_name_in_an_empty_store(
-    host: Host, other_host: Host, repository: Repository, mode: Mode, name: str
+    host: Host, elsewhere: Host, repository: Repository, mode: Mode, name: str
 ) -> None:
     source = make(host, mode, name)
     write(host, name, 0, 1)
@@ -129,19 +113,19 @@ def test_a_backup_comes_back_under_another_name_in_an_empty_store(
     assert second.base_parts == first.base_parts  # stored once
     assert second.stored_bytes < first.stored_bytes
 
-    repository.host = other_host
-    made = restore(other_host, repository, f"{name}@{first.id}", f"{name}-x")
-    assert content_of(other_host, f"{name}-x") == wanted
-    assert content_of(other_host, f"{name}-x") != content_of(host, name)
+    repository.host = elsewhere
+    made = restore(elsewhere, repository, f"{name}@{first.id}", f"{name}-x")
+    assert content_of(elsewhere, f"{name}-x") == wanted
+    assert content_of(elsewhere, f"{name}-x") != content_of(host, name)
     for field in ("uuid", "mac", "host_key"):
         assert getattr(made, field) != getattr(source, field)
-    again = restore(other_host, repository, name, f"{name}-y")  # the latest; its image is there by now
-    assert content_of(other_host, f"{name}-y") == content_of(host, name)
+    again = restore(elsewhere, repository, name, f"{name}-y")  # the latest; its image is there by now
+    assert content_of(elsewhere, f"{name}-y") == content_of(host, name)
     assert again.image_id == made.image_id
-    lifecycle.delete(other_host, f"{name}-x")
-    lifecycle.delete(other_host, f"{name}-y")
-    images.prune(other_host)
-    assert os.listdir(other_host.store.images) == os.listdir(other_host.store.layers) == []
+    lifecycle.delete(elsewhere, f"{name}-x")
+    lifecycle.delete(elsewhere, f"{name}-y")
+    images.prune(elsewhere)
+    assert os.listdir(elsewhere.store.images) == os.listdir(elsewhere.store.layers) == []
 
 
 @pytest.fixture
@@ -268,13 +252,13 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 
 
 def test_without_its_image_it_needs_a_host_that_has_it(
-    host: Host, other_host: Host, directory: Directory, mode: Mode, name: str
+    host: Host, elsewhere: Host, directory: Directory, mode: Mode, name: str
 ) -> None:
     make(host, mode, name)
     back_up(host, directory, name, with_image=False)
-    directory.host = other_host
+    directory.host = elsewhere
     with pytest.raises(NotFound, match="without its image"):
-        restore(other_host, directory, name, f"{name}-x")
+        restore(elsewhere, directory, name, f"{name}-x")
     directory.host = host
     restore(host, directory, name, f"{name}-x")
 
@@ -404,7 +388,7 @@ def test_a_full_disk_is_seen_before_and_while_storing(host: Host, mode: Mode, na
         subprocess.run(["umount", str(small)], check=True, timeout=30)
 
 
-def test_its_volumes_come_along(host: Host, other_host: Host, directory: Directory, mode: Mode, name: str) -> None:
+def test_its_volumes_come_along(host: Host, elsewhere: Host, directory: Directory, mode: Mode, name: str) -> None:
     make(host, mode, name)
     disks.add(host, name, disks.DiskRequest(name="files", size_bytes=16 * MIB, filesystem="ext4"))
     if mode is Mode.VM:
@@ -425,19 +409,19 @@ def test_its_volumes_come_along(host: Host, other_host: Host, directory: Directo
     assert back_up(host, directory, name).left_out == ()
     assert "volume files" in back_up(host, directory, name, with_volumes=False).left_out
 
-    directory.host = other_host
+    directory.host = elsewhere
     first = f"{name}@{directory.list_entries()[0].id}"
     request = restoring.Request(backup=first, name=f"{name}-x", start=False)
     if mode is Mode.CONTAINER:  # a file system that this host's kernel would mount
-        before = world.look(other_host)
+        before = world.look(elsewhere)
         with pytest.raises(Unsupported, match="come"):
-            restoring.restore(other_host, directory, request)
-        assert world.differences(before, world.look(other_host)) == []
-    made = restoring.restore(other_host, directory, replace(request, is_trusted=True)).record
+            restoring.restore(elsewhere, directory, request)
+        assert world.differences(before, world.look(elsewhere)) == []
+    made = restoring.restore(elsewhere, directory, replace(request, is_trusted=True)).record
     assert [(disk.name, disk.format, disk.target, disk.serial, disk.size_bytes) for disk in made.disks] == [
         (disk.name, disk.format, disk.target, disk.serial, disk.size_bytes) for disk in source.disks
     ]
-    found = {disk.name: other_host.store.volume_content(disk.volume, disk.format) for disk in made.disks}
+    found = {disk.name: elsewhere.store.volume_content(disk.volume, disk.format) for disk in made.disks}
     assert found["files"].read_bytes() == paths["files"].read_bytes()
     assert found["files"].stat().st_blocks * 512 < 8 * MIB  # holes are holes
     if mode is Mode.VM:
@@ -445,7 +429,7 @@ def test_its_volumes_come_along(host: Host, other_host: Host, directory: Directo
     else:
         facts = (found["more"] / "file").stat()
         assert ((found["more"] / "file").read_text(), facts.st_uid, facts.st_gid) == ("seven", 5, 6)
-    xml = query.get_xml(other_host, query.get(other_host, f"{name}-x"))
+    xml = query.get_xml(elsewhere, query.get(elsewhere, f"{name}-x"))
     assert all(disk.volume in xml for disk in made.disks)
-    lifecycle.delete(other_host, f"{name}-x")
-    assert os.listdir(other_host.store.volumes) == []
+    lifecycle.delete(elsewhere, f"{name}-x")
+    assert os.listdir(elsewhere.store.volumes) == []
