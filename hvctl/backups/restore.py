@@ -54,6 +54,9 @@ class Request:
     """Empty: its own."""
     template: str = ""
     """Empty: the one that it was made from, which this host must have."""
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    """None: as many, and as much, as it had."""
     mounts: tuple[Mount, ...] = ()
     """Directories of this host that a container shares; a backup says nothing of those."""
     is_privileged: bool = False
@@ -315,6 +318,8 @@ def _make_plan(
     spec = replace(
         subject.spec,
         name=request.name,
+        cpus=request.cpus or subject.spec.cpus,
+        memory_bytes=request.memory_bytes or subject.spec.memory_bytes,
         mounts=request.mounts,
         template=request.template or subject.spec.template,
         autostart=is_same and subject.spec.autostart,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hvctl.cli.app import App, confirm, output_options
-from hvctl.cli.parameters import MOUNT
+from hvctl.cli.parameters import MOUNT, SIZE
 from hvctl.cli.present import format_age
 from hvctl.errors import HvctlError, InvalidSpec, UsageError
 from hvctl.events import Sink, ignore
@@ -158,6 +158,8 @@ def verify(app: App, backups: tuple[str, ...], repo: str, password_file: str) ->
 @click.argument("name", metavar="[NEW-NAME]", required=False, default="")
 @click.option("--no-start", is_flag=True, help="Only make it.")
 @click.option("--template", default="", help="Make its definition from this one (default: its own).")
+@click.option("--cpus", type=click.IntRange(1), default=None, help="Other than it had.")
+@click.option("--memory", type=SIZE, default=None, help="Other than it had: 512M, 2GiB.")
 @click.option("--mount", "mounts", type=MOUNT, multiple=True, metavar="SRC:DST[:ro]", help="As `create` takes it.")
 @click.option("--privileged", is_flag=True, help="Let a privileged container be one again.")
 @click.option("--without-volumes", is_flag=True, help="Leave out its data volumes.")
@@ -183,6 +185,8 @@ def restore(app: App, source: str, name: str, repo: str, password_file: str, **o
         backup=source,
         name=name,
         template=options["template"],
+        cpus=options["cpus"],
+        memory_bytes=options["memory"],
         mounts=mounts,
         is_privileged=options["privileged"],
         is_trusted=options["trust"],
