@@ -189,6 +189,11 @@ class Restic(Repository):
         except CommandFailed as error:
             if any(sign in error.stderr for sign in _NOT_THERE) and words[0] != "init":
                 raise self._not_there() from error
+            if "sftp session" in error.stderr:
+                raise HostError(
+                    f"cannot reach {self.text!r} over ssh: {error.stderr.strip().splitlines()[-1][:200]}",
+                    hint="ssh to that host must work without a question: its key known, yours accepted there",
+                ) from error
             if "wrong password" in error.stderr:
                 raise HostError(f"the password is not that of {self.text!r}", hint="--password-file FILE") from error
             error.hint = error.hint or f"see what restic says: restic -r {self.location} check"
