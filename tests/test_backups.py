@@ -6,7 +6,9 @@ import functools
 import json
 import os
 import secrets
+import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from hvctl import gc, images
+import hvctl
+from hvctl import gc, images, operation
 from hvctl.backups import create as creation
 from hvctl.backups import delete as deletion
 from hvctl.backups import restore as restoring
@@ -25,10 +28,11 @@ from hvctl.backups.manifest import Backup
 from hvctl.backups.opening import open_repository
 from hvctl.backups.repository import Repository
 from hvctl.config import Config
-from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotFound, Unsupported
-from hvctl.events import Sink
+from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotFound, Unsupported, UsageError
+from hvctl.events import Event, Sink, StepStarted
 from hvctl.host import Host
-from hvctl.instances import copies, create, disks, lifecycle, query, snapshots
+from hvctl.hostside import files
+from hvctl.instances import compact, copies, create, disks, effects, lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import TAKE
 from hvctl.model import Mode, Record, VolumeFormat
@@ -170,6 +174,100 @@ def test_one_whose_identity_lives_on_gets_another(host: Host, directory: Directo
     made, old = restore(host, directory, name), query.get(host, f"{name}-old").record
     assert made.name == name
     assert not {made.uuid, made.mac, made.host_key, made.address} & {old.uuid, old.mac, old.host_key, old.address}
+
+
+@pytest.mark.only_mode(Mode.VM, "a container has no firmware, kernel or seed of its own")
+def test_what_a_vm_has_beside_its_root_comes_back(host: Host, directory: Directory, mode: Mode, name: str) -> None:
+    request = create.Request(spec=tiny.make_spec(name, mode), user_data=b"#cloud-config\n{}\n", start=False)
+    source = create.create(host, request).record
+    source = replace(source, kernel_release="9.9-other")  # as `hvctl kernel` does
+    operation.write_record(host, effects.get_domain(host, source), source)
+    store, uuid = host.store, source.uuid
+    for path, content in (
+        (store.kernel(uuid), b"kernel"),
+        (store.initrd(uuid), b"initrd"),
+        (store.nvram(uuid), b"nvram"),
+    ):
+        files.remove(path)
+        path.write_bytes(content)
+    seed = store.seed(uuid).read_bytes()
+    back_up(host, directory, name)
+    lifecycle.delete(host, name)
+    made = restore(host, directory, name)
+    assert made.kernel_release == "9.9-other"
+    found = [
+        path.read_bytes() for path in (store.kernel(uuid), store.initrd(uuid), store.nvram(uuid), store.seed(uuid))
+    ]
+    assert found == [b"kernel", b"initrd", b"nvram", seed]
+    assert stat.S_IMODE(store.seed(uuid).stat().st_mode) == stat.S_IMODE(store.nvram(uuid).stat().st_mode) == 0o600
+    twin = restore(host, directory, name, f"{name}-twin")
+    assert (store.kernel(twin.uuid).read_bytes(), store.nvram(twin.uuid).read_bytes()) == (b"kernel", b"nvram")
+
+
+def test_what_the_host_would_have_to_give_must_be_said(
+    host: Host, directory: Directory, mode: Mode, name: str, tmp_path: Path
+) -> None:
+    template = tmp_path / "mine.xml"
+    shutil.copy(Path(hvctl.__file__).parents[1] / "domain_templates" / mode / "default.xml", template)
+    spec = replace(tiny.make_spec(name, mode), template=str(template))
+    create.create(host, create.Request(spec=spec, start=False))
+    made = back_up(host, directory, name)
+    assert f"template --template {template}" in made.left_out
+    with pytest.raises(UsageError, match="template"):
+        restore(host, directory, name, f"{name}-x")
+    request = restoring.Request(backup=name, name=f"{name}-x", template="default", memory_bytes=256 * MIB, start=False)
+    assert restoring.restore(host, directory, request).record.spec.memory_bytes == 256 * MIB
+
+
+def test_ctrl_c_leaves_nothing(host: Host, directory: Directory, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    write(host, name, 0, 1)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StepStarted) and (event.verb, event.step) == (creation.VERB, "manifest"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        creation.create(host, directory, Wanted(name=name), interrupt)
+    assert directory.list_entries() == [] and blobs(directory) == [] and is_clean(directory)
+    assert query.get(host, name).record.snapshots == ()
+    assert gc.collect(host) == ()
+
+
+def test_a_restore_looks_for_space_first(host: Host, directory: Directory, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    write(host, name, 0, 1)
+    made = back_up(host, directory, name)
+    path = directory.path / "backups" / name / f"{made.id}.json"
+    data = json.loads(path.read_text())
+    data["layers"][0]["used_bytes"] = 2**49
+    path.write_text(json.dumps(data))
+    before = world.look(host)
+    with pytest.raises(HostError, match="restoring .* takes 1024TiB"):
+        restore(host, directory, name, f"{name}-x")
+    assert world.differences(before, world.look(host)) == []
+
+
+def test_a_stack_that_backups_make_deep_is_merged(
+    host: Host, directory: Directory, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(host, mode, name)
+    for number in range(3):
+        write(host, name, number, number + 1)
+        back_up(host, directory, name)
+    wanted = content_of(host, name)
+    assert len(query.get(host, name).record.layers) == 4
+    monkeypatch.setattr(compact.compact, "__kwdefaults__", {**compact.compact.__kwdefaults__, "depth": 4})
+    write(host, name, 5, 6)
+    made = back_up(host, directory, name)
+    assert len(query.get(host, name).record.layers) == 2
+    merged = back_up(host, directory, name)
+    assert len(made.layers) == 4 and len(merged.layers) == 1
+    assert content_of(host, name) == (*wanted[:5], 6, *wanted[6:])
+    for number, backup in enumerate((made, merged)):
+        restore(host, directory, f"{name}@{backup.id}", f"{name}-x{number}")
+        assert content_of(host, f"{name}-x{number}") == content_of(host, name)
+    assert gc.collect(host) == ()
 
 
 def blobs(directory: Directory) -> list[Path]:

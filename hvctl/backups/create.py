@@ -24,7 +24,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, transfer
 from hvctl.hostside import layers as layer_files
 from hvctl.hostside.transfer import Source
-from hvctl.instances import claim, layers, query
+from hvctl.instances import claim, compact, layers, query
 from hvctl.model import Artefact, DataDisk, DiskKind, Image, Record, Snapshot
 from hvctl.rootfs import building
 from hvctl.units import MIB, format_size
@@ -68,11 +68,16 @@ def create(host: Host, repository: Repository, wanted: Wanted, events: Sink = ig
     repository.check()
     record = query.get(host, wanted.name).record
     _check(record)
-    with (
-        host.lock(claim.backup_lock(record.uuid)),
-        building.begin(host, wanted.name, events) as work,
-        repository.writing(),
-    ):
+    with host.lock(claim.backup_lock(record.uuid)):
+        backup = _create(repository, wanted, events)
+    with contextlib.suppress(HvctlError):  # the backup is there; the stack that it has made deeper can wait
+        compact.compact(host, wanted.name, events=events)
+    return backup
+
+
+def _create(repository: Repository, wanted: Wanted, events: Sink) -> Backup:
+    host = repository.host
+    with building.begin(host, wanted.name, events) as work, repository.writing():
         tell(host, events, wanted.name, "collect")
         earlier = [entry.backup for entry in repository.list_entries() if entry.backup is not None]
         collect(repository)
@@ -249,9 +254,10 @@ def _check_space(repository: Repository, needed_bytes: int, name: str) -> None:
 
 
 def _subject_of(record: Record) -> Subject:
+    template = record.spec.template
     return Subject(
         uuid=record.uuid,
-        spec=replace(record.spec, mounts=()),
+        spec=replace(record.spec, mounts=(), template=template if manifest.is_template_name(template) else ""),
         mac=record.mac,
         address=record.address,
         login_user=record.login_user,
@@ -273,6 +279,8 @@ def _list_left_out(record: Record, *, with_volumes: bool) -> list[str]:
         f"shared directory --mount {mount.source}:{mount.target}{':ro' if mount.is_read_only else ''}"
         for mount in record.spec.mounts
     ]
+    if not manifest.is_template_name(record.spec.template):
+        found.append(f"template --template {record.spec.template}")
     for disk in record.disks:
         if disk.kind is DiskKind.VOLUME and with_volumes:
             continue

@@ -31,7 +31,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PLACE = re.compile(r"[0-9a-f]{0,64}", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEY = re.compile(r"[a-z]{1,10}(:[A-Za-z0-9._-]{0,80}){0,3}", re.ASCII)
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
+_MAC = re.compile(r"52(:[0-9a-f]{2}){5}", re.ASCII)  # identity.new_mac
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,79}", re.ASCII)
 _TEMPLATE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
@@ -67,7 +67,7 @@ class Subject:
 
     uuid: UUID
     spec: Spec
-    """Without shared directories."""
+    """Without shared directories, and without the template where that was a file of the host's."""
     mac: str
     address: str
     login_user: str
@@ -122,6 +122,11 @@ class Backup:
     @property
     def time(self) -> datetime.datetime:
         return datetime.datetime.strptime(self.created_at, _TIME).replace(tzinfo=datetime.UTC)
+
+
+def is_template_name(text: str) -> bool:
+    """Whether a template is known by name, so that another host may have it, too."""
+    return bool(_TEMPLATE.fullmatch(text))
 
 
 def format_time(time: datetime.datetime) -> str:
@@ -254,7 +259,7 @@ def _parse_subject(data: dict[str, Any]) -> Subject:
         cpus=_parse_number(data["cpus"], 10_000),
         memory_bytes=_parse_number(data["memory_bytes"], _LARGEST_BYTES),
         disk_bytes=_parse_number(data["disk_bytes"], _LARGEST_BYTES),
-        template=_check(_TEMPLATE, data["template"]),
+        template=_check(_TEMPLATE, data["template"]) if data["template"] else "",
         variables=_parse_pairs(data["variables"], _VARIABLE),
         accel=AccelChoice(data["accel"]),
         autostart=data["autostart"] is True,

@@ -109,6 +109,11 @@ def _check(backup: Backup, request: Request) -> None:
             f"{backup.name!r} was a privileged container: its root would be this host's root",
             hint="if that is what you want, and you trust the backup: --privileged",
         )
+    if not (backup.subject.spec.template or request.template):
+        raise UsageError(
+            f"{backup.name!r} was made from a template that is a file, and that is not in the backup",
+            hint="--template FILE",
+        )
     if backup.subject.provision is Provision.PROCESS:
         raise InvalidSpec(f"the backup of {backup.name!r} is of an application", hint="make it anew: hvctl create")
 
@@ -150,7 +155,8 @@ def _restore(host: Host, repository: Repository, backup: Backup, request: Reques
         raise repository.damaged(missing, "it is not there")
     # One part at a time is there twice: as it comes, and unpacked.
     needed_bytes = sum(part.used_bytes for part in parts) + max(part.used_bytes for part in parts) + _RESERVE_BYTES
-    with building.begin(host, request.name, events, needed_bytes=needed_bytes) as work:
+    building.check_space(host, f"restoring {backup.name}@{backup.id}", needed_bytes)
+    with building.begin(host, request.name, events) as work:
         source = _Source(repository, work, events, request.name)
         state = source.bring_state(backup.state)
         is_new_image = image is None
