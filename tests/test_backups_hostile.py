@@ -209,9 +209,9 @@ def test_a_damaged_manifest_keeps_all_content(repository: Directory) -> None:
     blob.write_bytes(b"x")
     (repository.path / "backups" / "web").mkdir()
     (repository.path / "backups" / "web" / f"{ID}.json").write_text("{}")
-    assert create.collect(repository) == 0 and blob.exists()
+    assert create.collect(repository, repository.list_entries()) == 0 and blob.exists()
     (repository.path / "backups" / "web" / f"{ID}.json").unlink()
-    assert create.collect(repository) == 1 and not blob.exists()
+    assert create.collect(repository, repository.list_entries()) == 1 and not blob.exists()
 
 
 @pytest.mark.parametrize(

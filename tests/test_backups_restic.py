@@ -60,7 +60,7 @@ def test_content_and_manifests_come_back_and_go(host: Host, tmp_path: Path, pass
     backup = replace(backup, base_parts=(), layers=(one,), state=one, volumes=())
     repository.write_manifest(backup, manifest.format_backup(backup))
     assert [entry.backup for entry in repository.list_entries()] == [backup]
-    assert create.collect(repository) == 1 and not repository.has(other)
+    assert create.collect(repository, repository.list_entries()) == 1 and not repository.has(other)
     assert repository.has(one)
     repository.load(one, tmp_path / "back", ignore, "web")
     assert (tmp_path / "back").read_bytes() == noise

@@ -17,7 +17,7 @@ from hvctl.backends import get_backend
 from hvctl.backups import manifest
 from hvctl.backups.lending import Lent, lend
 from hvctl.backups.manifest import Backup, Part, Subject
-from hvctl.backups.repository import Repository
+from hvctl.backups.repository import Entry, Repository
 from hvctl.errors import HostError, HvctlError, InvalidSpec, Unsupported
 from hvctl.events import Note, Sink, StepStarted, ignore
 from hvctl.host import Host
@@ -32,7 +32,6 @@ from hvctl.units import MIB, format_size
 VERB = "backup"
 _STATE = "state"
 _COMMENT_LIMIT = 200
-_LOCK_TIMEOUT_S = 120
 _RESERVE_BYTES = 16 * MIB
 
 
@@ -79,22 +78,23 @@ def _create(repository: Repository, wanted: Wanted, events: Sink) -> Backup:
     host = repository.host
     with building.begin(host, wanted.name, events) as work, repository.writing():
         tell(host, events, wanted.name, "collect")
-        earlier = [entry.backup for entry in repository.list_entries() if entry.backup is not None]
-        collect(repository)
+        entries = repository.list_entries()
+        collect(repository, entries)
+        earlier = [entry.backup for entry in entries if entry.backup is not None]
         with lend(host, wanted.name, work.directory, with_volumes=wanted.with_volumes, events=events) as lent:
             pieces = _plan(host, work.directory, lent, wanted)
             known = {} if wanted.is_full else _find_known(repository, earlier)
             try:
-                return _store(repository, pieces, known, _Frame(lent, wanted, work.directory, events))
+                return _store(repository, pieces, known, _Frame(lent, wanted, work.directory, events, earlier))
             except BaseException:
                 with contextlib.suppress(HvctlError):
-                    collect(repository)
+                    collect(repository, repository.list_entries())
                 raise
 
 
-def collect(repository: Repository) -> int:
-    """Remove content that no backup uses, unless some manifest cannot be read and so might; how many things went."""
-    entries = repository.list_entries()
+def collect(repository: Repository, entries: Sequence[Entry]) -> int:
+    """Remove content that none of a repository's backups uses, unless a manifest cannot be read and so might; how many
+    things went."""
     if any(entry.backup is None for entry in entries):
         return 0
     return repository.collect(part for entry in entries if entry.backup for part in entry.backup.parts)
@@ -114,6 +114,7 @@ class _Frame:
     wanted: Wanted
     directory: Path
     events: Sink
+    earlier: Sequence[Backup]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,8 @@ def _gather_state(host: Host, folder: Path, record: Record, snapshot: Snapshot) 
     for path in (*paths, store.identity(record.uuid) / "hvctl.host_key", store.seed(record.uuid)):
         if call(files.exists, path):
             call(files.clone_file, path, folder / path.name, 0o600)
+            call(files.set_time, folder / path.name, 0)
+    call(files.set_time, folder, 0)  # so that the same makes the same archive
     return Source(kind=transfer.TREE, path=str(folder), name=folder.name)
 
 
@@ -208,6 +211,7 @@ def _store(repository: Repository, pieces: _Pieces, known: dict[str, Part], fram
         return part
 
     stored: list[Part] = []
+    before = {part.sha256 for backup in frame.earlier for part in backup.parts}
     volumes = tuple((_describe(disk), keep(piece)) for disk, piece in pieces.volumes)
     frame.lent.held.close()
     base_parts = tuple(keep(piece) for piece in pieces.base_parts)
@@ -231,7 +235,7 @@ def _store(repository: Repository, pieces: _Pieces, known: dict[str, Part], fram
         ),
         comment=frame.wanted.comment,
         definition=frame.lent.definition,
-        stored_bytes=sum(part.size_bytes for part in stored),
+        stored_bytes=sum(part.size_bytes for part in stored if part.sha256 not in before),
     )
     for line in backup.left_out:
         frame.events(Note(record.name, f"not in the backup: {line}"))
@@ -287,4 +291,4 @@ def _list_left_out(record: Record, *, with_volumes: bool) -> list[str]:
         what = "volume" if disk.kind is DiskKind.VOLUME else f"{disk.kind} {disk.source}, disk"
         found.append(f"{what} {disk.name}")
     named = [item.name for item in record.snapshots if not item.purpose.is_passing]
-    return [*found, *([f"its {len(named)} snapshots"] if named else [])]
+    return [*found, *([f"its snapshots ({len(named)})"] if named else [])]

@@ -37,4 +37,4 @@ def delete(repository: Repository, entries: Sequence[Entry]) -> None:
         for entry in entries:
             repository.host.pause(0)
             repository.remove_manifest(entry)
-        collect(repository)
+        collect(repository, repository.list_entries())

@@ -234,6 +234,11 @@ def set_mode(path: Path, mode: int) -> None:
         os.close(descriptor)
 
 
+def set_time(path: Path, seconds: int) -> None:
+    """Let a file or directory have been written at this time."""
+    os.utime(path, (seconds, seconds), follow_symlinks=False)
+
+
 def set_owner(path: Path, uid: int, gid: int) -> None:
     """Give a file or directory to somebody; a link itself, not what it points to."""
     os.chown(path, uid, gid, follow_symlinks=False)
