@@ -24,7 +24,7 @@ from hvctl.hostside import files, machine, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
-from hvctl.rootfs import application, halves
+from hvctl.rootfs import application
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
 
@@ -61,6 +61,10 @@ class VmBackend(Backend):
         return replace(record, accelerator=accelerator, kernel_release=kernel_release), f"accelerator {reason}"
 
     def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        if image.disk is not None:
+            return image
+        from hvctl.rootfs import halves
+
         return halves.ensure_disk(host, image, events)
 
     def format_stub(self, record: Record) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import signal
 import sys
@@ -81,6 +82,7 @@ def hvctl() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    gc.set_threshold(50_000)  # looking for garbage while modules are imported is a twentieth of a short command's time
     app = App()
     sys.exit(run_command(app, sys.argv[1:] if arguments is None else arguments))
 

@@ -10,7 +10,6 @@ import io
 import re
 import shlex
 import signal
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from hvctl.errors import HostError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import machine
 from hvctl.model import Image, Process, Record
-from hvctl.rootfs import intake
 
 HERE = "/dev/hvctl"
 """Where the init finds everything, in both modes: in `/dev`, which is no part of the image."""
@@ -152,6 +150,8 @@ def mode_of(name: str) -> int:
 
 def pack(content: Mapping[str, bytes]) -> bytes:
     """Files as a tar archive, root's."""
+    import tarfile
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in content.items():
@@ -186,6 +186,8 @@ def _format_start(process: Process) -> str:
 
 def _find_id(host: Host, tree: Path, name: str, wanted: str, image: str) -> tuple[int, int]:
     """(uid, gid) from `etc/passwd`, (gid, _) from `etc/group`; a number need not be there."""
+    from hvctl.rootfs import intake
+
     content = intake.read_in_tree(host, tree, name, limit_bytes=_ACCOUNTS_LIMIT_BYTES) or b""
     for line in content.decode(errors="replace").splitlines():
         fields = line.split(":")
