@@ -29,7 +29,7 @@ from hvctl.model import Instance, Mode, Mount, Record, Spec, State, Wait
 from hvctl.units import MIB
 from tests import tiny, victims, world
 from tests.cli import environment, run, run_bytes
-from tests.test_crash import make_tiny_container
+from tests.scenarios import make_tiny_container
 
 pytestmark = pytest.mark.guest
 
