@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import enum
 import functools
+import itertools
 import os
 import secrets
 import signal
@@ -161,13 +162,15 @@ def prepared(settings: Config) -> Iterator[tuple[Host, SmallDisk]]:
             for change in directories.missing(host):
                 change.apply()
             tiny.publish(host, "tiny")
-            for mode in Mode:
-                name = f"bystander-{mode}"
-                make_instance(host, mode, name)
-                SCENARIOS["snapshot-delete"].prepare(host, name)
-            yield host, disk
-            for instance in host.instances():
-                lifecycle.delete(host, instance.name)
+            try:
+                for mode in Mode:
+                    name = f"bystander-{mode}"
+                    make_instance(host, mode, name)
+                    SCENARIOS["snapshot-delete"].prepare(host, name)
+                yield host, disk
+            finally:
+                for instance in host.instances():
+                    lifecycle.delete(host, instance.name)
     finally:
         disk.remove()
 
@@ -175,18 +178,18 @@ def prepared(settings: Config) -> Iterator[tuple[Host, SmallDisk]]:
 class Stage:
     """An instance that is ready for a verb."""
 
-    def __init__(self, host: Host, mode: Mode, verb: str) -> None:
+    def __init__(self, host: Host, mode: Mode, verb: str, empty: world.World) -> None:
         self.host, self.mode, self.verb = host, mode, verb
         self.scenario: Scenario = SCENARIOS[verb]
         self.name = f"crash-{secrets.token_hex(3)}"
-        self.empty = world.look(host)
+        self.empty = empty
         """The world without it."""
         self.own: set[str] = {self.name}
         if self.scenario.needs_instance:
             make_instance(host, mode, self.name)
             self.scenario.prepare(host, self.name)
             self.own |= _names_of(query.get(host, self.name).record)
-        self.before = world.look(host)
+        self.before = self.now = world.look(host)
 
     @property
     def deed(self) -> victims.Deed:
@@ -198,6 +201,14 @@ class Stage:
 
     def is_done(self) -> bool:
         return self.scenario.is_done(self.host, self.name)
+
+    def look(self) -> list[str]:
+        """Take a look, and tell what is not as it was before the fault. What is not its own must be."""
+        self.now = world.look(self.host)
+        changed = world.differences(self.before, self.now)
+        others = [line for line in changed if ": gone: " in line and not any(word in line for word in self.own)]
+        assert others == []
+        return changed
 
     def clear(self) -> None:
         """Delete whatever stands under its name; then the world must be as it was without it."""
@@ -223,6 +234,7 @@ class Stages:
     def __init__(self, host: Host, disk: SmallDisk) -> None:
         self.host, self.disk = host, disk
         self._current: Stage | None = None
+        self._empty = world.look(host)
 
     @contextlib.contextmanager
     def stage(self, mode: Mode, verb: str) -> Iterator[Stage]:
@@ -230,7 +242,7 @@ class Stages:
         current = self._current
         if current is None or (current.mode, current.verb) != (mode, verb):
             self.clear()
-            current = self._current = Stage(self.host, mode, verb)
+            current = self._current = Stage(self.host, mode, verb, self._empty)
         try:
             yield current
         except BaseException:
@@ -238,7 +250,7 @@ class Stages:
             with contextlib.suppress(HvctlError, AssertionError):
                 current.clear()
             raise
-        if world.differences(current.before, world.look(self.host)):
+        if world.differences(current.before, current.now):
             self.clear()
 
     def clear(self) -> None:
@@ -257,13 +269,12 @@ def strike(stages: Stages, injection: Injection) -> None:
             return
         error = _fail(stages, stage, injection)
         check_visible(stage)
-        if isinstance(error, KeyboardInterrupt) or injection.fault is Fault.ERROR:
-            is_left = any(instance.record.pending for instance in stage.host.instances())
-            settle(stage)
-            assert stage.is_done() or not is_left  # past the commit it is finished, not undone
-            return
+        is_left = any(instance.record.pending for instance in stage.host.instances())
         settle(stage)
-        assert error is not None or stage.is_done(), "it said that it was done"
+        if error is None:
+            assert stage.is_done(), "it said that it was done"
+        elif injection.fault in (Fault.CTRL_C, Fault.ERROR):
+            assert stage.is_done() or not is_left, "it was not undone, though not committed"
 
 
 def _fail(stages: Stages, stage: Stage, injection: Injection) -> BaseException | None:
@@ -312,9 +323,7 @@ def restart_libvirtd(host: Host) -> None:
 
 def check_visible(stage: Stage) -> None:
     """What has changed is complete, or listed as incomplete; of everybody else's nothing has."""
-    changed = world.differences(stage.before, world.look(stage.host))
-    others = [line for line in changed if ": gone: " in line and not any(word in line for word in stage.own)]
-    assert others == []
+    changed = stage.look()
     if changed:
         states = [item.state for item in stage.host.instances() if item.name.startswith(stage.name)]
         assert State.INCOMPLETE in states or stage.is_done(), changed
@@ -330,9 +339,24 @@ def settle(stage: Stage, *, again: bool = False) -> None:
         collected = gc.collect(host)
         assert all(item.is_done for item in collected), collected
     assert all(instance.record.pending is None for instance in host.instances())
-    changed = world.differences(stage.before, world.look(host))
-    if changed and not stage.is_done():
-        raise AssertionError(f"neither done nor as before: {changed}")
-    others = [line for line in changed if ": gone: " in line and not any(word in line for word in stage.own)]
-    assert others == []
+    changed = stage.look()
+    assert not changed or stage.is_done(), changed
     assert gc.collect(host) == ()
+
+
+def sweep(stages: Stages, mode: Mode, verb: str, calls: str, fault: str, *, stride: int = 1) -> int:
+    """Do a fault to one system call of a verb after another, every `stride`th, until there are no more; how many it were."""
+    for number in itertools.count(1, stride):
+        what = f"{mode}-{verb}-{fault}-{number}"
+        with stages.stage(mode, verb) as stage:
+            done = victims.fail_calls(stage.host.config, stage.deed, stage.name, calls, f"{fault}:when={number}")
+            if not done.was_hit:
+                assert done.code == 0, done
+                stage.now = world.look(stages.host)
+                return (number - 1) // stride
+            with tally.counting(f"call {fault}", what):
+                assert done.code in (0, victims.REFUSED, -signal.SIGKILL), done
+                check_visible(stage)
+                settle(stage)
+                assert done.code != 0 or stage.is_done(), "it said that it was done"
+    raise AssertionError("endless")

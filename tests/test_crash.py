@@ -15,7 +15,7 @@ from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode
 from tests import campaign
 from tests.campaign import Injection, Stages
-from tests.scenarios import IN_A_GUEST, POINTS, SCENARIOS
+from tests.scenarios import IN_A_GUEST, POINTS, SCENARIOS, SWEPT
 
 pytestmark = pytest.mark.guest
 
@@ -50,3 +50,30 @@ def test_the_daily_part_kills_at_every_step_and_has_every_fault_in_both_modes() 
 )
 def test_after_a_fault_all_is_whole_or_visibly_not_and_converges(stages: Stages, injection: Injection) -> None:
     campaign.strike(stages, injection)
+
+
+# What changes a file. Not write(2): most are of libvirt's threads waking one another, and the content of a file is synced.
+CHANGING = (
+    "pwrite64,pwritev,copy_file_range,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,mknodat,link,"
+    "linkat,symlink,symlinkat,fsync,fdatasync,ftruncate,fallocate,chmod,fchmod,fchmodat,chown,fchown,fchownat,lchown,"
+    "setxattr,fsetxattr,lsetxattr"
+)
+# What can find no space: of writing only that to a place in a file, which is no pipe and no socket.
+FILLING = (
+    "pwrite64,pwritev,copy_file_range,rename,renameat,renameat2,mkdir,mkdirat,mknodat,link,linkat,symlink,symlinkat,fsync,"
+    "fdatasync,ftruncate,fallocate,setxattr,fsetxattr,lsetxattr"
+)
+FAULTS = {"signal=KILL": CHANGING, "error=ENOSPC": FILLING}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("verb", SWEPT)
+def test_after_a_fault_at_any_system_call_as_well(stages: Stages, mode: Mode, verb: str, fault: str) -> None:
+    assert campaign.sweep(stages, mode, verb, FAULTS[fault], fault) > 0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_a_fault_at_some_system_calls_as_well(stages: Stages, mode: Mode, fault: str) -> None:
+    """The way of the long ones, each day on one verb."""
+    assert campaign.sweep(stages, mode, "snapshot-take", FAULTS[fault], fault, stride=12) > 0
