@@ -19,6 +19,7 @@ import enum
 import functools
 import itertools
 import os
+import random
 import secrets
 import signal
 import time
@@ -120,6 +121,13 @@ class Tally:
 
 
 tally = Tally()
+
+
+def dice(what: str) -> random.Random:
+    """Chance from a seed that is printed at the end of the run."""
+    seed = secrets.randbits(32)
+    tally.notes.append(f"{what}: seed {seed}")
+    return random.Random(seed)
 
 
 class SmallDisk:

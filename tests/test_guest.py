@@ -96,11 +96,18 @@ def test_the_life_of_one(host: Host, settings: Config, mode: Mode, debian_image:
     assert run(settings, "ssh", name, "--", "echo kept > /root/file; sync").status == 0
     found = run(settings, "ssh", "running", "--", "getent", "hosts", name).out.split()
     assert found[:1] == [query.get(host, name).record.address]  # guests find each other by name
+    run(settings, "set", name, "--autostart")
     stopped = run(settings, "stop", name)
     assert (stopped.status, stopped.out) == (0, f"{name}: stopped\n"), stopped.err
     assert run(settings, "stop", name).out == f"{name}: was stopped already\n"
+
+    assert run(settings, "rename", name, "renamed").out == "renamed: was alive\n"
+    assert query.find(host, name) is None
+    name = "renamed"
+    assert query.get(host, name).live.is_autostart
     assert run(settings, "start", name).status == 0
-    assert run(settings, "ssh", name, "--", "cat", "/root/file").out == "kept\n"
+    found = run(settings, "ssh", name, "--", "hostname; cat /etc/hostname /root/file").out
+    assert found == "renamed\nrenamed\nkept\n"
     assert run(settings, "exec", name, "--", "sh", "-c", "exit 7").status == 7
 
     noise = secrets.token_bytes(10 * 1000 * 1000)
@@ -402,24 +409,6 @@ def test_a_libvirtd_killed_in_the_middle_of_a_create(
         assert run(settings, "create", name, *KIND[mode], "--image", debian_image, "--wait", "running").status == 0
     assert query.get(host, name).state is State.RUNNING
     lifecycle.delete(host, name)
-    assert world.differences(before, world.look(host, alive=running.record)) == []
-
-
-def test_renamed_it_answers_to_its_new_name(
-    host: Host, settings: Config, mode: Mode, debian_image: str, running: Instance
-) -> None:
-    before = world.look(host, alive=running.record)
-    make(host, "early", mode, debian_image, start=False)
-    run(settings, "set", "early", "--autostart")
-    assert run(settings, "start", "early").status == 0
-    assert run(settings, "ssh", "early", "--", "echo kept > /root/file; sync").status == 0
-    assert run(settings, "stop", "early").status == 0
-    assert run(settings, "rename", "early", "late").out == "late: was early\n"
-    assert query.find(host, "early") is None
-    assert query.get(host, "late").live.is_autostart
-    assert run(settings, "start", "late").status == 0
-    assert run(settings, "ssh", "late", "--", "hostname; cat /etc/hostname /root/file").out == "late\nlate\nkept\n"
-    assert run(settings, "delete", "--yes", "late").status == 0
     assert world.differences(before, world.look(host, alive=running.record)) == []
 
 
