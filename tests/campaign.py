@@ -172,7 +172,7 @@ def prepared(settings: Config) -> Iterator[tuple[Host, SmallDisk]]:
             tiny.publish(host, "tiny")
             try:
                 for mode in Mode:
-                    name = f"bystander-{mode}"
+                    name = f"bystander-{secrets.token_hex(3)}"
                     make_instance(host, mode, name)
                     SCENARIOS["snapshot-delete"].prepare(host, name)
                 yield host, disk
