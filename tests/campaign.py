@@ -352,19 +352,40 @@ def settle(stage: Stage, *, again: bool = False) -> None:
     assert gc.collect(host) == ()
 
 
-def sweep(stages: Stages, mode: Mode, verb: str, calls: str, fault: str, *, stride: int = 1) -> int:
-    """Do a fault to one system call of a verb after another, every `stride`th, until there are no more; how many it were."""
-    for number in itertools.count(1, stride):
-        what = f"{mode}-{verb}-{fault}-{number}"
-        with stages.stage(mode, verb) as stage:
-            done = victims.fail_calls(stage.host.config, stage.deed, stage.name, calls, f"{fault}:when={number}")
+@dataclass(frozen=True)
+class Sweep:
+    """A fault at one system call after another of a verb, or of the `gc` that settles it after a kill at a step."""
+
+    mode: Mode
+    verb: str
+    calls: str
+    fault: str
+    """As strace(1) has it: `signal=KILL`, `error=ENOSPC`."""
+    crashed_at: str = ""
+    stride: int = 1
+
+
+def sweep(stages: Stages, task: Sweep) -> int:
+    """Do it until there are no more calls; how many there were."""
+    for number in itertools.count(1, task.stride):
+        with stages.stage(task.mode, task.verb) as stage:
+            deed, settings = stage.deed, stage.host.config
+            if task.crashed_at:
+                victims.die_at(settings, deed, task.verb, task.crashed_at, stage.name)
+                deed = _collect
+            done = victims.fail_calls(settings, deed, stage.name, task.calls, f"{task.fault}:when={number}")
             if not done.was_hit:
                 assert done.code == 0, done
-                stage.now = world.look(stages.host)
-                return (number - 1) // stride
-            with tally.counting(f"call {fault}", what):
+                stage.look()
+                return (number - 1) // task.stride
+            kind = f"{task.fault} in gc" if task.crashed_at else f"{task.fault} at a call"
+            with tally.counting(kind, f"{task.mode}-{task.verb}-{task.crashed_at}-{task.fault}-{number}"):
                 assert done.code in (0, victims.REFUSED, -signal.SIGKILL), done
                 check_visible(stage)
                 settle(stage)
-                assert done.code != 0 or stage.is_done(), "it said that it was done"
+                assert task.crashed_at or done.code != 0 or stage.is_done(), "it said that it was done"
     raise AssertionError("endless")
+
+
+def _collect(host: Host, _name: str, _events: Sink) -> object:
+    return gc.collect(host)

@@ -14,8 +14,8 @@ from hvctl.host import Host
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode
 from tests import campaign
-from tests.campaign import Injection, Stages
-from tests.scenarios import IN_A_GUEST, POINTS, SCENARIOS, SWEPT
+from tests.campaign import Injection, Stages, Sweep
+from tests.scenarios import IN_A_GUEST, POINTS, SCENARIOS, SWEPT, UNSUPPORTED
 
 pytestmark = pytest.mark.guest
 
@@ -70,10 +70,29 @@ FAULTS = {"signal=KILL": CHANGING, "error=ENOSPC": FILLING}
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("verb", SWEPT)
 def test_after_a_fault_at_any_system_call_as_well(stages: Stages, mode: Mode, verb: str, fault: str) -> None:
-    assert campaign.sweep(stages, mode, verb, FAULTS[fault], fault) > 0
+    assert campaign.sweep(stages, Sweep(mode, verb, FAULTS[fault], fault)) > 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_after_a_fault_at_some_system_calls_as_well(stages: Stages, mode: Mode, fault: str) -> None:
     """The way of the long ones, each day on one verb."""
-    assert campaign.sweep(stages, mode, "snapshot-take", FAULTS[fault], fault, stride=12) > 0
+    assert campaign.sweep(stages, Sweep(mode, "snapshot-take", FAULTS[fault], fault, stride=12)) > 0
+
+
+def around_the_commit(verb: str) -> set[str]:
+    """A step at which the most is to be undone, and one at which the most is to be finished."""
+    names, commit = VERBS[verb].step_names(), VERBS[verb].index(VERBS[verb].commit)
+    return {names[max(commit, 1)], names[commit + 1]}
+
+
+SETTLED = [(verb, step) for verb, step in POINTS if step in around_the_commit(verb)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("verb", "step"), SETTLED)
+def test_a_gc_that_fails_at_any_system_call_is_done_by_the_next(
+    stages: Stages, mode: Mode, verb: str, step: str, fault: str
+) -> None:
+    if (verb, mode) not in UNSUPPORTED:
+        campaign.sweep(stages, Sweep(mode, verb, FAULTS[fault], fault, crashed_at=step))
