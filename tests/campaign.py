@@ -5,6 +5,7 @@ A `Stage` is an instance that was made ready for a verb; `strike` does one fault
 - whatever was changed is visibly incomplete, or complete;
 - what is not the instance's own is as it was, by content;
 - `gc`, or the same command again, leaves the verb done, or everything as it was before;
+- the store's copy of each definition is libvirt's;
 - nothing is pending then, and another `gc` finds nothing to do (so nobody's files are there, either).
 
 An instance that is as before serves the next fault. The store lies on a small file system of its own: a full disk is
@@ -28,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hvctl import gc
+from hvctl import gc, metadata
 from hvctl.config import Config
 from hvctl.errors import HostError, HvctlError
 from hvctl.events import Event, Sink, StepStarted, ignore
@@ -257,6 +258,9 @@ class Stages:
             self._current = None
             with contextlib.suppress(HvctlError, AssertionError):
                 current.clear()
+            with contextlib.suppress(HvctlError):  # so that the next one is not blamed
+                gc.collect(self.host, orphans=True)
+            self._empty = world.look(self.host)
             raise
         if world.differences(current.before, current.now):
             self.clear()
@@ -349,6 +353,9 @@ def settle(stage: Stage, *, again: bool = False) -> None:
     assert all(instance.record.pending is None for instance in host.instances())
     changed = stage.look()
     assert not changed or stage.is_done(), changed
+    for instance in host.instances():
+        xml = query.get_xml(host, instance)
+        assert metadata.embed(xml, instance.record) == host.read_text(host.store.definition(instance.record.uuid))
     assert gc.collect(host) == ()
 
 

@@ -76,7 +76,7 @@ def test_after_a_fault_at_any_system_call_as_well(stages: Stages, mode: Mode, ve
 @pytest.mark.parametrize("fault", FAULTS)
 def test_after_a_fault_at_some_system_calls_as_well(stages: Stages, mode: Mode, fault: str) -> None:
     """The way of the long ones, each day on one verb."""
-    assert campaign.sweep(stages, Sweep(mode, "snapshot-take", FAULTS[fault], fault, stride=12)) > 0
+    assert campaign.sweep(stages, Sweep(mode, "snapshot-take", FAULTS[fault], fault, stride=5)) > 0
 
 
 def around_the_commit(verb: str) -> set[str]:
