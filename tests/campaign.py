@@ -310,7 +310,11 @@ def _fail(stages: Stages, stage: Stage, injection: Injection) -> BaseException |
     error: BaseException | None = None
     try:
         stage.act(befall)
-    except (HvctlError, KeyboardInterrupt) as found:  # anything else is a traceback, and a violation
+    except HvctlError as found:  # anything else is a traceback, and a violation
+        error = found
+    except KeyboardInterrupt as found:
+        if fault is not Fault.CTRL_C:
+            raise
         error = found
     finally:
         if fault is Fault.LIBVIRTD:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hvctl import gc
 from hvctl.config import Config
-from hvctl.errors import WrongState
-from hvctl.events import Sink
+from hvctl.errors import HvctlError, WrongState
+from hvctl.events import Event, Sink, StepStarted
 from hvctl.host import Host
 from hvctl.instances import copies, lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import TAKE
-from hvctl.model import Consistency, Instance, Mode, State
+from hvctl.libvirtapi import domains
+from hvctl.model import Consistency, Instance, Mode, Record, State
 from hvctl.units import GIB
 from tests import campaign, victims
 from tests.cli import run
@@ -92,6 +97,39 @@ def test_a_guest_whose_snapshot_is_killed_goes_on(
     lifecycle.stop(host, "subject")
     lifecycle.start(host, "subject")
     assert inside(settings, "subject", "cat /root/step") == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", HELD)
+def test_a_guest_that_dies_under_its_snapshot_comes_back(
+    host: Host, settings: Config, mode: Mode, subject: Instance, step: str
+) -> None:
+    """Its qemu, or its controller, killed with -9 where it is held still."""
+    token = secrets.token_hex(8)
+    inside(settings, "subject", f"echo {token} > /root/died; sync")
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepStarted) and (event.verb, event.step) == (TAKE.name, step):
+            os.kill(process_of(host, query.get(host, "subject").record), signal.SIGKILL)
+
+    with campaign.tally.counting("guest killed", f"{mode}-{step}"):
+        with contextlib.suppress(HvctlError):
+            snapshots.take(host, "subject", Take(name="died"), kill)
+        while query.get(host, "subject").live.state in (State.RUNNING, State.PAUSED):
+            host.pause(0.1)
+        assert all(item.is_done for item in gc.collect(host))
+        lifecycle.start(host, "subject")
+        assert inside(settings, "subject", "cat /root/died") == token
+        if any(item.name == "died" for item in query.get(host, "subject").record.snapshots):
+            snapshots.delete(host, "subject", "died")
+        assert gc.collect(host) == ()
+
+
+def process_of(host: Host, record: Record) -> int:
+    """The process that is an instance: a VM's qemu, a container's controller."""
+    if record.mode is Mode.VM:
+        return int(Path(f"/run/libvirt/qemu/{record.name}.pid").read_text())
+    return domains.get_number(domains.get(host.connection(record.mode), record.uuid))
 
 
 @pytest.mark.only_mode(Mode.VM, "a container has no agent")
