@@ -158,7 +158,9 @@ def list_tree(root: Path) -> Iterator[str]:
             yield f"{name} file {stat.S_IMODE(facts.st_mode):o} {owner} {facts.st_nlink} {digest}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=["TERM", "INT"]
+)
 def test_a_signal_asks_it_to_end_as_its_image_wants(
     settings: Config, ran: None, app: str, mode: Mode, number: int
 ) -> None:
