@@ -24,7 +24,7 @@ LAYERS = {
     "rootfs": 5, "access": 5, "accel": 5,
     "backends": 6,
     "instances": 7, "images": 7, "networks": 7, "doctor": 7, "hostsetup": 7,
-    "gc": 8, "run": 8,
+    "gc": 8, "run": 8, "backups": 8,
     "cli": 9, "__main__": 9,
 }  # fmt: skip
 

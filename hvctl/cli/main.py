@@ -35,6 +35,7 @@ COMMANDS = {
     "kernel": ("hvctl.cli.change:kernel", "Boot the newest kernel that is installed in the guest."),
     "copy": ("hvctl.cli.copy:copy", "Make an instance that begins as another is."),
     "snapshot": ("hvctl.cli.snapshot:snapshot", "Take, list, show, revert, delete, compare snapshots."),
+    "backup": ("hvctl.cli.backup:backup", "Back instances up, verify, restore them anywhere."),
     "ssh": ("hvctl.cli.enter:ssh", "Log in, or run a command, over ssh."),
     "exec": ("hvctl.cli.enter:exec_", "Run a command as root without the network."),
     "console": ("hvctl.cli.enter:console", "Attach to the serial console; ^] leaves."),

@@ -252,6 +252,11 @@ def is_directory(path: Path) -> bool:
     return path.is_dir()
 
 
+def is_plain_directory(path: Path) -> bool:
+    """Whether this is a directory itself, no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def is_link(path: Path) -> bool:
     """Whether this is a symbolic link."""
     return path.is_symlink()

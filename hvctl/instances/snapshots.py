@@ -58,8 +58,8 @@ def check_name(name: str) -> str:
 
 
 def list_snapshots(record: Record) -> tuple[Snapshot, ...]:
-    """The snapshots of an instance, oldest first; not those that last only as long as a copy is made."""
-    return tuple(item for item in record.snapshots if item.purpose is not Purpose.COPY)
+    """The snapshots of an instance, oldest first; not those that last only as long as a copy or backup is made."""
+    return tuple(item for item in record.snapshots if not item.purpose.is_passing)
 
 
 def get_snapshot(record: Record, name: str) -> Snapshot:
@@ -300,7 +300,7 @@ def _describe(record: Record, request: Take, how: str, consistency: Consistency)
 
 
 def _name_by_time(record: Record, purpose: Purpose, now: datetime.datetime) -> str:
-    prefix = {Purpose.SCHEDULE: AUTOMATIC, Purpose.COPY: "copy-", Purpose.USER: "snap-"}[purpose]
+    prefix = {Purpose.SCHEDULE: AUTOMATIC, Purpose.USER: "snap-"}.get(purpose, f"{purpose}-")
     name = first = f"{prefix}{now:%Y%m%d-%H%M%S}"
     number = 1
     while any(item.name == name for item in record.snapshots):
