@@ -204,10 +204,14 @@ class Backend(ABC):
         """Return when its memory can be kept with a snapshot."""
         raise self._unsupported("cannot keep its memory", "leave --memory away")
 
-    @optional("differences between snapshots, file by file (snapshot diff)")
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
-        """What changed from one layer's stack to another's: (`added`, `changed` or `removed`, path), by path."""
-        raise self._unsupported("has its files in a disk that only its own kernel reads", "look inside: hvctl exec")
+    @abstractmethod
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        """What changed from one layer's stack to another's: (`added`, `changed` or `removed`, path), by path.
+
+        Nobody writes to either meanwhile. Raises Unsupported where the files cannot be read.
+        """
 
     @optional("exec with a terminal (exec --tty)")
     def check_terminal(self) -> None:

@@ -92,8 +92,10 @@ class ContainerBackend(Backend):
     def check_directory_volumes(self) -> None:
         return
 
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
-        return self.layers.list_differences(host, record, old, new)
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        return self.layers.list_differences(host, record, tops)
 
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
