@@ -54,6 +54,8 @@ class Secrets:
     """What an application runs, as its user wants it: words and environment may be secret."""
     process_ids: tuple[int, int] = (0, 0)
     """Its uid and gid, inside."""
+    has_terminal: bool = False
+    """Whether it is started from outside, in a terminal."""
     is_copy: bool = False
     """Whether its root is another instance's, whose machine id it must not keep."""
 
@@ -213,10 +215,12 @@ class Backend(ABC):
         Nobody writes to either meanwhile. Raises Unsupported where the files cannot be read.
         """
 
-    @optional("exec with a terminal (exec --tty)")
+    @optional("commands with a terminal (exec --tty, run --tty)")
     def check_terminal(self) -> None:
         """Return when `attach` can give a command a terminal."""
-        raise self._unsupported("has no terminal for exec: its guest agent cannot give one", "use ssh")
+        raise self._unsupported(
+            "has no terminal for a command: its guest agent cannot give one", "use ssh, or leave --tty away"
+        )
 
     @contextlib.contextmanager
     def allocate(self, host: Host, record: Record) -> Iterator[Record]:

@@ -140,7 +140,7 @@ class ContainerBackend(Backend):
             call(files.set_owner, path, uid, owner)
         for name, content in processes.format_files(host, record, secrets).items():
             call(files.write_file, given / name, content, application.mode_of(name), group=owner)
-        if record.spec.is_ephemeral:
+        if record.spec.is_ephemeral and not secrets.has_terminal:
             uid, gid = secrets.process_ids
             call(streams.make_fifos, given, owner + uid, owner + gid)
 
