@@ -96,8 +96,10 @@ class ContainerBackend(Backend):
     def check_directory_volumes(self) -> None:
         return
 
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
-        return self.layers.list_differences(host, record, old, new)
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        return self.layers.list_differences(host, record, tops)
 
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
@@ -142,7 +144,7 @@ class ContainerBackend(Backend):
             call(files.set_owner, path, uid, owner)
         for name, content in processes.format_files(host, record, secrets).items():
             call(files.write_file, given / name, content, application.mode_of(name), group=owner)
-        if record.spec.is_ephemeral:
+        if record.spec.is_ephemeral and not secrets.has_terminal:
             uid, gid = secrets.process_ids
             call(streams.make_fifos, given, owner + uid, owner + gid)
 

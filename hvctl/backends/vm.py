@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes, vmimage
+from hvctl.backends import processes, vmdifferences, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.layers import Layers
 from hvctl.backends.vmdisks import VmDisks
@@ -118,6 +118,11 @@ class VmBackend(Backend):
 
     def check_memory(self) -> None:
         return
+
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        return vmdifferences.list_differences(host, record, image, tops, events)
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         store, call = host.store, host.shell.call

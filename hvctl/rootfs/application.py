@@ -23,6 +23,13 @@ HERE = "/dev/hvctl"
 """Where the init finds everything, in both modes: in `/dev`, which is no part of the image."""
 GRACE_S = 10
 """How long a process has after its stop signal, as Docker gives it."""
+_IN_TERMINAL = """
+. /dev/hvctl/application/settings
+/dev/hvctl/busybox chown "$uid" "$(/dev/hvctl/busybox tty)"
+cd "$directory" && . /dev/hvctl/application/start
+"""
+START = (f"{HERE}/busybox", "sh", "-c", _IN_TERMINAL)
+"""The command that becomes the process, in a terminal, which is then its user's."""
 _GUEST = Path(__file__).parent / "guest" / "application"
 _ACCOUNTS_LIMIT_BYTES = 4 * 1024**2
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,6 +50,8 @@ class Wishes:
     command: tuple[str, ...] = ()
     user: str = ""
     """`user`, `uid`, `user:group` or `uid:gid`; empty: the image's."""
+    terminal: str = ""
+    """What TERM says where its process is started from outside, with a terminal; empty: its init starts it."""
 
     @property
     def are_any(self) -> bool:
@@ -66,6 +75,8 @@ def resolve(image: Image, wishes: Wishes) -> Process:
     if wishes.entrypoint is not None:
         entrypoint, command = wishes.entrypoint, ()
     environment = {**dict(process.environment), **dict(wishes.environment)}
+    if wishes.terminal:
+        environment = {"TERM": wishes.terminal, **environment}
     process = replace(
         process,
         entrypoint=entrypoint,
@@ -111,15 +122,17 @@ def find_ids(host: Host, image: Image, process: Process) -> tuple[int, int]:
     return uid, gid
 
 
-def format_files(record: Record, process: Process, ids: tuple[int, int], network: Network) -> dict[str, bytes]:
-    """What the init is given: file -> content."""
+def format_files(
+    record: Record, process: Process, ids: tuple[int, int], network: Network, *, has_terminal: bool = False
+) -> dict[str, bytes]:
+    """What the init is given: file -> content. `has_terminal`: it leaves the process to whoever runs START."""
     settings = {
         "directory": process.directory or "/",
         "stop_signal": process.stop_signal.removeprefix("SIG"),
         "grace_s": str(GRACE_S),
         "uid": str(ids[0]),
         "gid": str(ids[1]),
-        "is_attached": "yes" if record.spec.is_ephemeral else "no",
+        "is_attached": "terminal" if has_terminal else "yes" if record.spec.is_ephemeral else "no",
         "address": network.address,
         "prefix": str(network.prefix),
         "gateway": network.gateway,
