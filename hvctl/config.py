@@ -15,7 +15,6 @@ template_folders = ["~/hvctl-templates"]
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +83,8 @@ def _xdg(variable: str, fallback: str) -> Path:
 
 
 def _apply(config: Config, text: str, file: Path) -> Config:
+    import tomllib
+
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

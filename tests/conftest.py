@@ -15,7 +15,7 @@ import pytest
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.model import Mode
-from tests import tiny
+from tests import campaign, tiny
 
 LENDER = "HVCTL_TEST_IMAGE_STORE"
 ONE_MODE = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -47,7 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The tests that exist for one mode only, counted, each with its reason."""
+    """What the fault campaign has done; the tests that exist for one mode only, counted, each with its reason."""
+    lines = campaign.tally.lines()
+    if lines:
+        terminalreporter.section("fault campaign")
+        for line in lines:
+            terminalreporter.line(line)
     found = config.stash.get(ONE_MODE, [])
     if found:
         terminalreporter.section(f"{len(found)} tests of one mode only")

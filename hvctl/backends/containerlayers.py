@@ -111,9 +111,9 @@ class ContainerLayers(Layers):
         unpacked.unpack(host, content, aside, "upper")
         call(layers.write_facts, aside, layers.Facts(parent=parent))
 
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+    def list_differences(self, host: Host, record: Record, tops: tuple[str, str]) -> list[tuple[str, str]]:
         """What changed from one layer's stack to another's."""
-        stacks = (self._trees_of(host, record, top) for top in (old, new))
+        stacks = (self._trees_of(host, record, top) for top in tops)
         return host.shell.call(differences.list_differences, *stacks)
 
     def _trees_of(self, host: Host, record: Record, top: str) -> differences.Stack:

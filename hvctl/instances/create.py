@@ -156,7 +156,7 @@ def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -
     application.check_programs(host)
     process = application.resolve(image, request.wishes)
     ids = application.find_ids(host, image, process)
-    return Secrets(host_key=host_key, process=process, process_ids=ids)
+    return Secrets(host_key=host_key, process=process, process_ids=ids, has_terminal=bool(request.wishes.terminal))
 
 
 def _check_user_data(user_data: bytes) -> None:

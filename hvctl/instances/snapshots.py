@@ -77,11 +77,11 @@ def measure(host: Host, record: Record, snapshot: Snapshot) -> int:
     return sum(host.shell.call(files.disk_usage, path) for path in paths if host.shell.call(files.exists, path))
 
 
-def diff(host: Host, name: str, old: str, new: str = "") -> list[tuple[str, str]]:
+def diff(host: Host, name: str, old: str, new: str = "", events: Sink = ignore) -> list[tuple[str, str]]:
     """What changed from one snapshot to another, or to what an instance that is off is now: (kind, path), by path.
 
     The kinds are `added`, `changed` and `removed`; changed is content, owner, mode or kind, not a time. Raises NotFound,
-    Unsupported, and WrongState while it runs and no second snapshot is named.
+    Unsupported for files that cannot be read here, and WrongState while it runs and no second snapshot is named.
     """
     host.require_root("snapshot diff")
     with host.lock(name):
@@ -97,7 +97,8 @@ def diff(host: Host, name: str, old: str, new: str = "") -> list[tuple[str, str]
                 f"{name!r} is {instance.state}: its files change while they are looked at",
                 hint=f"hvctl snapshot take {name}, and compare with that",
             )
-        return get_backend(record.mode).list_differences(host, record, layer, top)
+        image = layers.image_of(host, record)
+        return get_backend(record.mode).list_differences(host, record, image, (layer, top), events)
 
 
 def take(host: Host, name: str, request: Take, events: Sink = ignore) -> Snapshot:
