@@ -132,6 +132,7 @@ def test_it_runs_as_its_image_says(settings: Config, ran: None, app: str, mode: 
     assert (done.status, done.err) == (7, "to-stderr\n")
 
 
+@pytest.mark.long_in(Mode.VM)
 def test_its_tree_is_that_which_umoci_makes(
     settings: Config, ran: None, app: str, mode: Mode, layout: Path, tmp_path: Path
 ) -> None:
