@@ -339,7 +339,7 @@ def restart_libvirtd(host: Host) -> None:
 
 def check_visible(stage: Stage) -> None:
     """What has changed is complete, or listed as incomplete; of everybody else's nothing has."""
-    changed = stage.look()
+    changed = [line for line in stage.look() if "('building/" not in line]  # work aside, which nobody lists
     if changed:
         states = [item.state for item in stage.host.instances() if item.name.startswith(stage.name)]
         assert State.INCOMPLETE in states or stage.is_done(), changed

@@ -104,6 +104,24 @@ def host(settings: Config, users_home: Path) -> Iterator[Host]:
         hostsetup.teardown(prepared)
 
 
+@pytest.fixture(scope="module")
+def elsewhere(users_home: Path) -> Iterator[Host]:
+    """Another prepared host with an empty store: one that has never seen an image of ours."""
+    from hvctl import hostsetup
+    from hvctl.instances import lifecycle
+
+    token = secrets.token_hex(3)
+    store, run = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
+    with Host(Config(store=store, run=run, network=f"hvtest{token}")) as other:
+        hostsetup.setup(other)
+        yield other
+        for instance in other.instances():
+            lifecycle.delete(other, instance.name)
+        hostsetup.teardown(other)
+    for path in (store, run):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_image(host: Host) -> str:
     """The name of an image that boots nothing but is an image: for everything that needs no guest."""

@@ -15,6 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hvctl import images
+from hvctl.backups import create as backing_up
+from hvctl.backups import restore as restoring
+from hvctl.backups.opening import open_repository
+from hvctl.backups.repository import Repository
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import change, compact, copies, create, disks, layers, lifecycle, publish, query, snapshots
@@ -107,6 +111,35 @@ def _copy_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
     return copies.copy(host, request, events)
 
 
+def _repository_of(host: Host, name: str) -> Repository:
+    return open_repository(host, str(host.store.run / f"backups-{name.removesuffix('-new')}"))
+
+
+def _make_repository(host: Host, name: str) -> None:
+    _add_disk(host, name, ignore)
+    _repository_of(host, name).make()
+
+
+def _back_up(host: Host, name: str) -> None:
+    _write(host, name, 5)
+    _repository_of(host, name).make()
+    backing_up.create(host, _repository_of(host, name), backing_up.Wanted(name=name))
+
+
+def _lend(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    return backing_up.create(host, _repository_of(host, name), backing_up.Wanted(name=name), events)
+
+
+def _is_given_back(host: Host, name: str) -> bool:
+    record = query.get(host, name).record
+    return record.pending is None and not record.snapshots
+
+
+def _restore(host: Host, _mode: Mode, name: str, events: Sink) -> object:
+    request = restoring.Request(backup=name, name=f"{name}-new", start=False)
+    return restoring.restore(host, _repository_of(host, name), request, events)
+
+
 def _make_deep(host: Host, name: str) -> None:
     """Four layers, of which the lowest two are nobody's."""
     for value in (1, 2, 3):
@@ -190,6 +223,18 @@ SCENARIOS = {
         prepare=_make_deep,
         act=lambda host, _mode, name, events: compact.compact(host, name, depth=2, events=events),
         is_done=_is_compact,
+    ),
+    "lend": Scenario(
+        needs_instance=True,
+        prepare=_make_repository,
+        act=_lend,
+        is_done=_is_given_back,
+    ),
+    "restore": Scenario(
+        needs_instance=True,
+        prepare=_back_up,
+        act=_restore,
+        is_done=lambda host, name: query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 5,
     ),
     "snapshot-take": Scenario(
         needs_instance=True,

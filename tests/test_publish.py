@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hvctl import gc, hostsetup, images
+from hvctl import gc, images
 from hvctl.access import keys
 from hvctl.config import Config
 from hvctl.events import Sink
@@ -116,21 +115,6 @@ def test_an_instance_of_it_runs_and_is_another(host: Host, made: Pair, mode: Mod
         assert len(set(values)) == len(values), values
     assert where == "the same" or images.get(host, made.image).made
     lifecycle.delete(host, name)
-
-
-@pytest.fixture
-def elsewhere(users_home: Path) -> Iterator[Host]:
-    """Another prepared host with an empty store."""
-    token = secrets.token_hex(3)
-    store, run = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
-    with Host(Config(store=store, run=run, network=f"hvtest{token}")) as other:
-        hostsetup.setup(other)
-        yield other
-        for instance in other.instances():
-            lifecycle.delete(other, instance.name)
-        hostsetup.teardown(other)
-    for path in (store, run):
-        files.remove(path)
 
 
 @pytest.mark.parametrize(

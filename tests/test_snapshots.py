@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import random
 import secrets
@@ -18,7 +19,8 @@ from hvctl.host import Host
 from hvctl.instances import compact, copies, create, effects, layers, lifecycle, query, schedule, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
-from tests import campaign, stacks, tiny, world
+from hvctl.units import MIB
+from tests import campaign, layereddisk, stacks, tiny, world
 from tests.cli import run
 
 pytestmark = pytest.mark.guest
@@ -293,20 +295,37 @@ def test_a_schedule_takes_what_is_due_and_never_deletes_what_somebody_named(
     assert schedule.tick(host) == ()
 
 
-@pytest.mark.only_mode(Mode.CONTAINER, "a VM's disk is a file system that only its own kernel reads")
-def test_differences_are_listed(host: Host, settings: Config, mode: Mode, name: str) -> None:
-    make(host, mode, name)
-    write(host, name, 0, 1)
-    write(host, name, 1, 1)
-    snapshots.take(host, name, Take(name="one"))
-    write(host, name, 0, 2)
-    write(host, name, 1, 0)
-    write(host, name, 2, 1)
-    snapshots.take(host, name, Take(name="two"))
+@pytest.fixture(scope="module")
+def image_with_files(host: Host, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny image with a file system on its disk."""
+    disk = tmp_path_factory.mktemp("image") / "disk"
+    layereddisk.make_file_system(disk, 4 * MIB, "-t", "ext4", "-O", "^has_journal")
+    return tiny.publish(host, "tiny-files", disk=disk)
+
+
+def test_differences_are_listed(host: Host, settings: Config, mode: Mode, name: str, image_with_files: str) -> None:
+    spec = tiny.make_spec(name, mode, image_with_files)
+    create.create(host, create.Request(spec=spec, start=False))
+    for values in ((1, 1), (2, 0, 1)):
+        record = query.get(host, name).record
+        for slot, value in enumerate(values):
+            stacks.write_file(host, record, slot, value)
+        snapshots.take(host, name, Take(name="one" if len(values) == 2 else "two"))
     wanted = "changed /slot0\nremoved /slot1\nadded   /slot2\n"
     assert run(settings, "snapshot", "diff", name, "one", "two").out == wanted
     assert run(settings, "snapshot", "diff", name, "one").out == wanted
     assert run(settings, "snapshot", "diff", name, "two").out == "no file differs\n"
+    found = json.loads(run(settings, "snapshot", "diff", name, "two", "one", "--json").out)
+    assert found[0] == {"change": "changed", "path": "/slot0"}
+
+
+@pytest.mark.only_mode(Mode.VM, "a container's files are the host's")
+def test_files_that_cannot_be_read_are_not_compared(host: Host, settings: Config, mode: Mode, name: str) -> None:
+    make(host, mode, name)
+    snapshots.take(host, name, Take(name="one"))
+    refused = run(settings, "snapshot", "diff", name, "one")
+    assert refused.status == 6
+    assert f"cannot compare the files of '{name}': there is no Linux root on its disk (found: unknown)" in refused.err
 
 
 def test_a_stack_has_a_limit_and_says_it(host: Host, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

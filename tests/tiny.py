@@ -15,15 +15,16 @@ from hvctl.units import MIB
 DISK_BYTES = 1 * MIB
 
 
-def publish(host: Host, name: str) -> str:
-    """Put it into the store under this name."""
+def publish(host: Host, name: str, *, disk: Path | None = None) -> str:
+    """Put it into the store under this name; `disk`: a raw disk with something on it, in the place of an empty one."""
     folder = host.store.images / "tiny-in-the-making"
     folder.mkdir(mode=0o711)
     (folder / "vmlinuz").write_bytes(b"no kernel\n" * 1000)
     (folder / "initrd").write_bytes(b"no initrd\n" * 1000)
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "disk.qcow2"), str(DISK_BYTES)], check=True, timeout=30
-    )
+    words = ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "disk.qcow2"), str(DISK_BYTES)]
+    if disk is not None:
+        words = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(folder / "disk.qcow2")]
+    subprocess.run(words, check=True, timeout=30)
     for path in (folder / "tree", folder / "tree" / "rootfs"):
         path.mkdir(mode=0o700)
     image = manifest.seal(
@@ -36,7 +37,11 @@ def publish(host: Host, name: str) -> str:
             created_at="2026-01-01T00:00:00Z",
             login_user="root",
             provision=Provision.CREDENTIALS,
-            disk=Disk(artefact=_artefact(folder / "disk.qcow2"), format="qcow2", virtual_bytes=DISK_BYTES),
+            disk=Disk(
+                artefact=_artefact(folder / "disk.qcow2"),
+                format="qcow2",
+                virtual_bytes=disk.stat().st_size if disk else DISK_BYTES,
+            ),
             kernel=_artefact(folder / "vmlinuz"),
             initrd=_artefact(folder / "initrd"),
             kernel_arguments=("root=/dev/vda",),
