@@ -39,8 +39,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mode", only.args[:1] if only else list(Mode), ids=str, scope="module")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks that are asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Guests after everything that is quick, so that a mistake shows early."""
+    for item in items:
+        for mark in item.iter_markers("long_in"):
+            if isinstance(item, pytest.Function) and item.callspec.params["mode"] is mark.args[0]:
+                item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: bool(item.get_closest_marker("guest")))
     marked = [(item, mark) for item in items for mark in item.iter_markers("only_mode")]
     config.stash[ONE_MODE] = sorted({(item.nodeid.split("[")[0], *map(str, mark.args)) for item, mark in marked})

@@ -169,6 +169,7 @@ def test_a_vm_has_no_terminal_and_says_so(settings: Config, ran: None, app: str)
     assert "a VM has no terminal for a command" in refused.err
 
 
+@pytest.mark.long_in(Mode.VM)
 def test_its_tree_is_that_which_umoci_makes(
     settings: Config, ran: None, app: str, mode: Mode, layout: Path, tmp_path: Path
 ) -> None:

@@ -295,6 +295,7 @@ def restart_libvirtd(host: Host, how: signal.Signals) -> None:
     hostsetup.setup(host)
 
 
+@pytest.mark.long_in(Mode.VM)
 def test_a_filter_that_somebody_flushed_is_back_at_the_next_start(
     host: Host, settings: Config, mode: Mode, running: Instance
 ) -> None:
@@ -372,6 +373,7 @@ def stop_it(host: Host, name: str, events: Sink) -> object:
     return lifecycle.stop(host, name, events=events)
 
 
+@pytest.mark.long_in(Mode.VM)
 def test_a_killed_start_or_stop_is_done_by_the_same_command(
     host: Host, settings: Config, mode: Mode, running: Instance
 ) -> None:
