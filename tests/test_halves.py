@@ -398,7 +398,7 @@ def test_identity_goes_and_the_rest_stays(tree: Path, tmp_path: Path) -> None:
 
 
 def test_identity_goes_from_a_disk_too(host: Host, tree: Path, tmp_path: Path) -> None:
-    """Of a root in a partition; the file system stays whole."""
+    """Of a root in a partition; the file system stays whole, and nothing is left in what it does not use."""
     with building.begin(host, "work", lambda _event: None) as work:
         raw = RawDisk(work=work, subject="work", virtual_bytes=120 * MIB)
         raw.path.touch()
@@ -407,7 +407,11 @@ def test_identity_goes_from_a_disk_too(host: Host, tree: Path, tmp_path: Path) -
         make(tree, raw.path, "-t", "ext4", offset=MIB)
         root, _parts = raw.find_root()
         assert root is not None
+        assert raw.path.read_bytes().count(b"secret") >= 3
         raw.remove_identity(root)
+        assert b"secret" in raw.path.read_bytes()
+        raw.trim()
+        assert b"secret" not in raw.path.read_bytes()
         raw.pack(root, "after.tar")
         (tmp_path / "after").mkdir()
         words = ["tar", "-C", str(tmp_path / "after"), "-xpf", str(work.directory / "after.tar")]

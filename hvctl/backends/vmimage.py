@@ -66,6 +66,7 @@ def export_root(work: Building, record: Record, image: Image, top: Path, *, keep
     if not keep_identity:
         work.tell("removing its identity", 50)
         _remove_identity(raw, record)
+    raw.trim()
     work.tell("making the disk", 60)
     target = work.image / "disk.qcow2"
     raw.convert(target)
