@@ -29,7 +29,7 @@ from hvctl.rootfs import archives, building, bundles, halves, published, sources
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.rawdisk import RawDisk
 from hvctl.rootfs.sources import Wanted
-from tests import trees, victims
+from tests import layereddisk, trees, victims
 from tests.test_ext4 import MIB, make
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images are root's")
@@ -360,6 +360,33 @@ def test_only_who_is_trusted_is_read_by_the_kernel(host: Host, tree: Path, tmp_p
     assert '"read_by": "kernel"' in made(host, "disk", "tree/half.json").read_text()
     found, wanted = trees.fingerprint(made(host, "disk", "tree/rootfs")), trees.fingerprint(tree)
     assert {path: found.get(path) for path in wanted} == wanted
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_file_systems_that_only_the_kernel_reads_need_that_trust(
+    host: Host, tree: Path, tmp_path: Path, kind: str
+) -> None:
+    raw = tmp_path / "raw"
+    raw.touch()
+    os.truncate(raw, 400 * MIB)
+    if kind == "btrfs":  # as Fedora has it: the root in a subvolume, which looks like a directory
+        (tmp_path / "top").mkdir()
+        shutil.copytree(tree, tmp_path / "top/root", symlinks=True)
+        command = ["mkfs.btrfs", "-q", "--rootdir", str(tmp_path / "top"), str(raw)]
+    else:
+        command = ["mkfs.xfs", "-q", str(raw)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    if kind == "xfs":
+        with layereddisk.mounted(raw) as root:
+            subprocess.run(["cp", "--archive", f"{tree}/.", str(root)], check=True, timeout=60)
+    image = add_disk(host, "disk", raw)
+    with pytest.raises(Unsupported, match=f"its root on {kind}, which only this host's kernel could read"):
+        halves.ensure_tree(host, image)
+    assert not host.store.made(image.id).exists()
+    assert halves.ensure_tree(host, image, is_trusted=True).has_tree
+    assert (made(host, "disk", "tree/rootfs") / "etc/os-release").read_bytes() == (tree / "etc/os-release").read_bytes()
+    assert halves.ensure_tree(host, published.get_image(host, "disk")).has_tree  # asked once
+    assert str(host.store.root) not in Path("/proc/mounts").read_text()
 
 
 def test_a_tree_without_an_init_is_no_vm(host: Host, tmp_path: Path) -> None:
