@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hvctl import gc
-from hvctl.errors import CommandFailed, InvalidSpec, NotFound
+from hvctl.errors import CommandFailed, HvctlError, InvalidSpec, NotFound
+from hvctl.events import Event, Progress, Sink, ignore
 from hvctl.host import Host
 from hvctl.model import Image, Process
-from hvctl.rootfs import containerfile, published
+from hvctl.rootfs import building, containerfile, published
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.containerfile import Recipe
-from tests import trees
+from hvctl.units import MIB
+from tests import layouts, registry, stores, trees, victims
 from tests.test_halves import add, plain, prepare
 
 pytestmark = [
@@ -50,13 +55,13 @@ def host(tmp_path: Path) -> Host:
     return host
 
 
-def build(host: Host, tmp_path: Path, text: str) -> Image:
+def build(host: Host, tmp_path: Path, text: str, events: Sink = ignore, *, has_network: bool = False) -> Image:
     context = tmp_path / "context"
     context.mkdir(exist_ok=True)
     (context / "file").write_text("copied")
     (tmp_path / "Containerfile").write_text(text)
-    recipe = Recipe(name="made", file=tmp_path / "Containerfile", context=context)
-    return containerfile.build(host, recipe, lambda _event: None)
+    recipe = Recipe(name="made", file=tmp_path / "Containerfile", context=context, has_network=has_network)
+    return containerfile.build(host, recipe, events)
 
 
 def test_from_a_system_it_is_a_system(host: Host, tmp_path: Path) -> None:
@@ -115,3 +120,88 @@ def test_what_fails_is_named_and_nothing_stays(
         build(host, tmp_path, text)
     assert "\n" not in str(caught.value)
     assert sorted(host.store.root.rglob("*")) == before
+
+
+def test_a_command_sees_no_network_and_no_process_of_the_host(host: Host, tmp_path: Path) -> None:
+    script = "FROM hvctl/base\nRUN cat /proc/net/dev /proc/net/unix > /net; echo /proc/[0-9]* > /processes\n"
+    tree = host.store.image_tree(build(host, tmp_path, script).id)
+    links = [line.split(":")[0].strip() for line in (tree / "net").read_text().splitlines() if ":" in line]
+    assert "lo" in links
+    assert set(links) & {path.name for path in Path("/sys/class/net").iterdir()} == {"lo"}
+    assert f"/proc/{os.getpid()}" not in (tree / "processes").read_text().split()
+    tree = host.store.image_tree(build(host, tmp_path, script, has_network=True).id)
+    assert all(path.name in (tree / "net").read_text() for path in Path("/sys/class/net").iterdir())
+
+
+@pytest.mark.guest  # a server of its own
+def test_what_it_is_from_comes_by_the_network_all_the_same(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = layouts.write(tmp_path / "layout", [layouts.base()], {"Cmd": ["id"]})
+    with registry.serving(tmp_path) as server:
+        reference = server.push(layout, "app:1").removeprefix("docker://")
+        (tmp_path / "registries.conf").write_text(
+            f'[[registry]]\nlocation = "{reference.split("/")[0]}"\ninsecure = true\n'
+        )
+        monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "registries.conf"))
+        text = f"FROM {reference}\nRUN cat /proc/net/dev > /net\n"
+        tree = host.store.image_tree(build(host, tmp_path, text).id)
+    assert (tree / "net").read_text().count(":") == 1
+    assert (tree / "bin/busybox").exists()
+
+
+def test_what_wants_the_network_is_told_how_to_get_it(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        build(host, tmp_path, "FROM hvctl/base\nRUN false\n")
+    assert "--network host" in caught.value.hint
+
+
+STEPS = ("preparing", "step 1", "step 2", "step 3", "unpacking", "publishing")
+_THREE_STEPS = "FROM hvctl/base\nRUN id > /who\nCOPY file /etc/file\n"
+
+
+def _die_at(task: str, tmp_path: Path, host: Host, _name: str) -> Image:
+    def kill(event: Event) -> None:
+        if isinstance(event, Progress) and event.task.startswith(task):
+            os.kill(os.getpid(), 9)
+
+    return build(host, tmp_path, _THREE_STEPS, kill)
+
+
+@pytest.mark.guest  # no guest, but processes of its own, and seconds
+@pytest.mark.parametrize("task", STEPS)
+def test_killed_at_any_step_nothing_but_what_gc_takes_is_left(host: Host, tmp_path: Path, task: str) -> None:
+    before = stores.content(host)
+    victims.die_in(host.config, functools.partial(_die_at, task, tmp_path), "made")
+    (left,) = host.store.building.iterdir()
+    while host.is_busy(f"building-{left.name}"):  # what it had started goes on to its end, and holds the lock
+        time.sleep(0.05)
+    assert published.find_image(host, "made") is None
+    assert gc.collect_building(host) != []
+    assert stores.content(host) == before
+    assert str(host.store.root) not in Path("/proc/mounts").read_text()
+    build(host, tmp_path, _THREE_STEPS)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("free_bytes", [2 * MIB, 5 * MIB, 12 * MIB])
+def test_a_full_disk_leaves_nothing(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int
+) -> None:
+    monkeypatch.setattr(building, "check_space", lambda *_arguments: None)  # it filled up meanwhile
+    base_bytes = sum(path.stat().st_size for path in host.store.root.rglob("*") if path.is_file())
+    small = tmp_path / "small"
+    small.mkdir()
+    options = f"size={base_bytes + 4 * MIB + free_bytes}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(small)], check=True, timeout=30)
+    try:
+        full = Host(prepare(small))
+        for name in ("images", "tags"):
+            source, target = getattr(host.store, name), getattr(full.store, name)
+            subprocess.run(["cp", "--archive", f"{source}/.", str(target)], check=True, timeout=30)
+        before = stores.content(full)
+        with pytest.raises(HvctlError, match=r"(?i)no space|full"):
+            build(full, tmp_path, "FROM hvctl/base\nRUN cat /bin/busybox /bin/busybox > /a\nCOPY file /etc/file\n")
+        assert stores.content(full) == before
+    finally:
+        subprocess.run(["umount", str(small)], check=True, timeout=30)

@@ -29,7 +29,7 @@ from hvctl.rootfs import archives, building, bundles, halves, published, sources
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.rawdisk import RawDisk
 from hvctl.rootfs.sources import Wanted
-from tests import trees, victims
+from tests import layereddisk, trees, victims
 from tests.test_ext4 import MIB, make
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images are root's")
@@ -362,6 +362,33 @@ def test_only_who_is_trusted_is_read_by_the_kernel(host: Host, tree: Path, tmp_p
     assert {path: found.get(path) for path in wanted} == wanted
 
 
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_file_systems_that_only_the_kernel_reads_need_that_trust(
+    host: Host, tree: Path, tmp_path: Path, kind: str
+) -> None:
+    raw = tmp_path / "raw"
+    raw.touch()
+    os.truncate(raw, 400 * MIB)
+    if kind == "btrfs":  # as Fedora has it: the root in a subvolume, which looks like a directory
+        (tmp_path / "top").mkdir()
+        shutil.copytree(tree, tmp_path / "top/root", symlinks=True)
+        command = ["mkfs.btrfs", "-q", "--rootdir", str(tmp_path / "top"), str(raw)]
+    else:
+        command = ["mkfs.xfs", "-q", str(raw)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    if kind == "xfs":
+        with layereddisk.mounted(raw) as root:
+            subprocess.run(["cp", "--archive", f"{tree}/.", str(root)], check=True, timeout=60)
+    image = add_disk(host, "disk", raw)
+    with pytest.raises(Unsupported, match=f"its root on {kind}, which only this host's kernel could read"):
+        halves.ensure_tree(host, image)
+    assert not host.store.made(image.id).exists()
+    assert halves.ensure_tree(host, image, is_trusted=True).has_tree
+    assert (made(host, "disk", "tree/rootfs") / "etc/os-release").read_bytes() == (tree / "etc/os-release").read_bytes()
+    assert halves.ensure_tree(host, published.get_image(host, "disk")).has_tree  # asked once
+    assert str(host.store.root) not in Path("/proc/mounts").read_text()
+
+
 def test_a_tree_without_an_init_is_no_vm(host: Host, tmp_path: Path) -> None:
     add_donor(host, tmp_path)
     (tmp_path / "files/etc").mkdir(parents=True)
@@ -398,7 +425,7 @@ def test_identity_goes_and_the_rest_stays(tree: Path, tmp_path: Path) -> None:
 
 
 def test_identity_goes_from_a_disk_too(host: Host, tree: Path, tmp_path: Path) -> None:
-    """Of a root in a partition; the file system stays whole."""
+    """Of a root in a partition; the file system stays whole, and nothing is left in what it does not use."""
     with building.begin(host, "work", lambda _event: None) as work:
         raw = RawDisk(work=work, subject="work", virtual_bytes=120 * MIB)
         raw.path.touch()
@@ -407,7 +434,11 @@ def test_identity_goes_from_a_disk_too(host: Host, tree: Path, tmp_path: Path) -
         make(tree, raw.path, "-t", "ext4", offset=MIB)
         root, _parts = raw.find_root()
         assert root is not None
+        assert raw.path.read_bytes().count(b"secret") >= 3
         raw.remove_identity(root)
+        assert b"secret" in raw.path.read_bytes()
+        raw.trim()
+        assert b"secret" not in raw.path.read_bytes()
         raw.pack(root, "after.tar")
         (tmp_path / "after").mkdir()
         words = ["tar", "-C", str(tmp_path / "after"), "-xpf", str(work.directory / "after.tar")]

@@ -7,16 +7,19 @@ import json
 import os
 import random
 import secrets
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
-from hvctl import gc, operation
+from hvctl import gc, images, operation
 from hvctl.config import Config
 from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotFound, Unsupported, UsageError, WrongState
+from hvctl.events import Event, Progress
 from hvctl.host import Host
-from hvctl.instances import compact, copies, create, effects, layers, lifecycle, query, schedule, snapshots
+from hvctl.instances import compact, copies, create, effects, layers, lifecycle, publish, query, schedule, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
 from hvctl.units import MIB
@@ -317,6 +320,27 @@ def test_differences_are_listed(host: Host, settings: Config, mode: Mode, name: 
     assert run(settings, "snapshot", "diff", name, "two").out == "no file differs\n"
     found = json.loads(run(settings, "snapshot", "diff", name, "two", "one", "--json").out)
     assert found[0] == {"change": "changed", "path": "/slot0"}
+
+
+@pytest.mark.only_mode(Mode.VM, "a container has no disk")
+def test_what_stands_on_many_layers_is_published_whole(
+    host: Host, mode: Mode, name: str, image_with_files: str, tmp_path: Path
+) -> None:
+    create.create(host, create.Request(spec=tiny.make_spec(name, mode, image_with_files), start=False))
+    for slot in range(3):
+        stacks.write_file(host, query.get(host, name).record, slot, slot + 5)
+        snapshots.take(host, name, Take(name=f"after-{slot}"))
+    told: list[Event] = []
+    made = publish.publish(host, publish.Publication(instance=name, image=f"{name}-made"), told.append)
+    assert made.disk is not None
+    raw = tmp_path / "raw"
+    words = ["qemu-img", "convert", "-O", "raw", str(host.store.image(made.id) / made.disk.artefact.file), str(raw)]
+    subprocess.run(words, check=True, timeout=60)
+    for slot in range(3):
+        command = ["debugfs", "-R", f"cat slot{slot}", str(raw)]
+        assert subprocess.run(command, capture_output=True, check=True, timeout=60).stdout == str(slot + 5).encode()
+    assert any(isinstance(event, Progress) and event.task == "copying the disk" and event.is_bytes for event in told)
+    images.delete(host, f"{name}-made")
 
 
 @pytest.mark.only_mode(Mode.VM, "a container's files are the host's")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hvctl.access import agent
+from hvctl.backends import vmlayers
 from hvctl.errors import GuestFailed, HvctlError, TimedOut, Unsupported
 from hvctl.host import Host
-from hvctl.hostside import files
+from hvctl.hostside import diskfiles, files, sandbox
 from hvctl.libvirtapi import domains
 from hvctl.model import Disk, Image, Record, State
 from hvctl.rootfs import rawdisk
@@ -21,7 +23,6 @@ _PING_TIMEOUT_S = 2
 _FREEZE_TIMEOUT_S = 10
 _THAW_TRIES = 8
 _THAW_PAUSE_S = 0.25
-_CONVERT_TIMEOUT_S = 7200
 _AS_THEY_ARE = "its file systems are taken as they are, as after a power cut"
 
 
@@ -57,15 +58,25 @@ def export_root(work: Building, record: Record, image: Image, top: Path, *, keep
     chain_bytes = sum(call(files.disk_usage, host.store.layer(layer)) for layer in record.layers)
     chain_bytes += image.disk.artefact.size_bytes if image.disk else 0
     check_space(host, f"publishing {record.name!r}", 2 * chain_bytes + GIB // 4)
-    work.tell("copying the disk", 10)
-    path = work.directory / rawdisk.NAME
-    words = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "--", str(top), str(path)]
-    host.shell.run(words, timeout_s=_CONVERT_TIMEOUT_S)
-    virtual_bytes = call(files.size, path)
+    chain = [(str(top), "qcow2"), *vmlayers.chain_of(host, record, image)]
+    virtual_bytes = call(diskfiles.read_qcow2_size, top)
     raw = RawDisk(work=work, subject=record.name, virtual_bytes=virtual_bytes)
+    work.tell("copying the disk", 10)
+    words = (
+        "qemu-img",
+        "convert",
+        "-p",
+        "-O",
+        "raw",
+        "--",
+        _name_chain([format_ for _path, format_ in chain]),
+        rawdisk.NAME,
+    )
+    raw.run(*words, read_only=[Path(path) for path, _format in chain], task="copying the disk")
     if not keep_identity:
         work.tell("removing its identity", 50)
         _remove_identity(raw, record)
+    raw.trim()
     work.tell("making the disk", 60)
     target = work.image / "disk.qcow2"
     raw.convert(target)
@@ -83,6 +94,16 @@ def export_root(work: Building, record: Record, image: Image, top: Path, *, keep
         has_tree=False,
         tree_digest="",
     )
+
+
+def _name_chain(formats: list[str]) -> str:
+    """A disk and all that it stands on, topmost first, as qemu-img is told where a confined one finds them."""
+    node: dict[str, object] = {}
+    for number in reversed(range(len(formats))):
+        file = {"driver": "file", "filename": sandbox.place_input(number)}
+        below = {"backing": node} if node else {}
+        node = {"driver": formats[number], "file": file, **below}
+    return f"json:{json.dumps(node)}"
 
 
 def _remove_identity(raw: RawDisk, record: Record) -> None:

@@ -23,20 +23,25 @@ from hvctl.units import format_size
 @click.option("--disk", type=SIZE, default=None, help="Size of the root disk, 10GiB if not said; it takes no space.")
 @click.option("-f", "--file", metavar="CONTAINERFILE", default="", help="Do what this file says, in DIRECTORY.")
 @click.option("--name", default="", help="With -f: what the image is called.")
+@click.option(
+    "--network", type=click.Choice(["none", "host"]), default=None, help="With -f: what RUN is on; none if not said."
+)
 @output_options
 def build(app: App, what: str, file: str, name: str, **options: Any) -> None:
     """Build an image: NAME from the Debian mirror that this host uses, or what a Containerfile says, by buildah.
 
     A Containerfile may be FROM an image that is here, `hvctl/NAME`: FROM a whole system it makes one again, unless it
-    sets ENTRYPOINT or CMD. Its RUN commands are done as this host's root, in a chroot. The new image takes over the name;
-    instances keep the image that they were made from.
+    sets ENTRYPOINT or CMD. Its RUN commands are done as this host's root, in a chroot without a network: those that fetch
+    something need --network host. The new image takes over the name; instances keep the image that they were made from.
 
     Example: hvctl image build web-base --suite debian-12 --package nginx --disk 20GiB; or: hvctl image build -f
     Containerfile . --name web
     """
     from hvctl import images
 
-    is_recipe = bool(file)
+    is_recipe, network = bool(file), options.pop("network")
+    if network and not is_recipe:
+        raise UsageError("--network is for a Containerfile", hint="leave it away, or say -f Containerfile")
     if is_recipe != bool(name) or (is_recipe and any(options.values())):
         raise UsageError(
             "-f CONTAINERFILE DIRECTORY --name NAME belong together, without --suite, --package, --disk",
@@ -44,7 +49,8 @@ def build(app: App, what: str, file: str, name: str, **options: Any) -> None:
         )
     with app.progress() as events:
         if is_recipe:
-            recipe = images.Recipe(name=name, file=Path(os.path.abspath(file)), context=Path(os.path.abspath(what)))
+            paths = [Path(os.path.abspath(path)) for path in (file, what)]
+            recipe = images.Recipe(name=name, file=paths[0], context=paths[1], has_network=network == "host")
             built = images.build_recipe(app.host, recipe, events)
         else:
             sizes = {"disk_bytes": options["disk"]} if options["disk"] is not None else {}

@@ -79,7 +79,7 @@ def _check_trusted(image: Image, root: Part, *, is_trusted: bool) -> None:
         problem = f" ({root.problem})" if root.problem else ""
         raise Unsupported(
             f"image {image.name!r} has its root on {root.kind}{problem}, which only this host's kernel could read",
-            hint=f"start it as a VM; or, if you trust who made it: hvctl create ... --image {image.name} --trust-image",
+            hint=f"start it as a VM; or once, if you trust who made it: hvctl create ... --image {image.name} --trust-image",
         )
 
 
