@@ -31,6 +31,7 @@ COMMANDS = {
     "set": ("hvctl.cli.change:set_", "Change CPUs, memory, autostart."),
     "kernel": ("hvctl.cli.change:kernel", "Boot the newest kernel that is installed in the guest."),
     "copy": ("hvctl.cli.copy:copy", "Make an instance that begins as another is."),
+    "convert": ("hvctl.cli.convert:convert", "Change a VM into a container, or back."),
     "snapshot": ("hvctl.cli.snapshot:snapshot", "Take, list, show, revert, delete, compare snapshots."),
     "ssh": ("hvctl.cli.enter:ssh", "Log in, or run a command, over ssh."),
     "exec": ("hvctl.cli.enter:exec_", "Run a command as root without the network."),
