@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +15,24 @@ from hvctl import gc, images
 from hvctl.config import Config
 from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import change, compact, copies, create, disks, layers, lifecycle, publish, query, snapshots
+from hvctl.instances import (
+    change,
+    compact,
+    convert,
+    copies,
+    create,
+    disks,
+    layers,
+    lifecycle,
+    publish,
+    query,
+    snapshots,
+)
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, State, Throttle
 from hvctl.operation import CLEAR
 from hvctl.units import MIB
-from tests import stacks, tiny, victims, world
+from tests import roots, stacks, tiny, victims, world
 
 pytestmark = pytest.mark.guest
 
@@ -32,6 +46,7 @@ class Scenario:
     is_done: Callable[[Host, str], bool]
     prepare: Callable[[Host, str], object] = lambda host, name: None
     """What is done to the instance before."""
+    image: str = "tiny"
 
 
 def _write(host: Host, name: str, value: int) -> None:
@@ -64,8 +79,8 @@ def _is_reverted(host: Host, name: str) -> bool:
     return _content(host, name) == 1
 
 
-def _create(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
-    request = create.Request(spec=tiny.make_spec(name, mode), start=False)
+def _create(host: Host, mode: Mode, name: str, events: Sink = ignore, image: str = "tiny") -> object:
+    request = create.Request(spec=tiny.make_spec(name, mode, image), start=False)
     return create.create(host, request, events)
 
 
@@ -125,7 +140,44 @@ def _is_copied(host: Host, name: str) -> bool:
     return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
 
 
+def _edit(root: Path, first_id: int) -> None:
+    (root / "etc/new").write_text("new\n")
+    os.chown(root / "etc/new", first_id, first_id)
+    (root / "var/log/old").unlink()
+
+
+def _convert(host: Host, mode: Mode, name: str, events: Sink) -> object:
+    return convert.convert(host, convert.Request(name=name, mode=_other(mode)), events)
+
+
+def _other(mode: Mode) -> Mode:
+    return next(item for item in Mode if item is not mode)
+
+
+def _is_converted(host: Host, name: str) -> bool:
+    """By what its snapshot says that it was; then its files must be there."""
+    record = query.get(host, name).record
+    shown = roots.look(host, record)
+    assert {"etc/motd", "etc/new"} <= set(shown)
+    assert "var/log/old" not in shown
+    kept = [item for item in record.snapshots if item.mode is not record.mode]
+    return (
+        bool(kept)
+        and roots.look(
+            host, replace(record, spec=replace(record.spec, mode=kept[0].mode)), layers.stack_of(host, kept[0].layer)
+        )
+        == shown
+    )
+
+
 SCENARIOS = {
+    "convert": Scenario(
+        needs_instance=True,
+        image="tiny-root",
+        prepare=lambda host, name: roots.change(host, query.get(host, name).record, _edit),
+        act=_convert,
+        is_done=_is_converted,
+    ),
     "publish": Scenario(
         needs_instance=True,
         act=_publish,
@@ -242,7 +294,7 @@ def scenario(mode: Mode, verb: str) -> Scenario:
 
 
 @pytest.fixture
-def name(host: Host, tiny_image: str) -> Iterator[str]:
+def name(host: Host, tiny_image: str, root_image: str) -> Iterator[str]:
     """A free name; whatever stands under it afterwards is deleted, and then the world must be as before."""
     free = f"crash-{secrets.token_hex(3)}"
     before = world.look(host)
@@ -258,7 +310,7 @@ def test_gc_settles_what_a_kill_left(
     host: Host, settings: Config, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
 ) -> None:
     if scenario.needs_instance:
-        _create(host, mode, name)
+        _create(host, mode, name, image=scenario.image)
         scenario.prepare(host, name)
     before = world.look(host)
     _run_victim(settings, mode, verb, step, name)
@@ -279,7 +331,7 @@ def test_the_same_command_converges_after_a_kill(
     host: Host, settings: Config, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
 ) -> None:
     if scenario.needs_instance:
-        _create(host, mode, name)
+        _create(host, mode, name, image=scenario.image)
         scenario.prepare(host, name)
     _run_victim(settings, mode, verb, step, name)
     scenario.act(host, mode, name, ignore)
@@ -293,7 +345,7 @@ def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(
     host: Host, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
 ) -> None:
     if scenario.needs_instance:
-        _create(host, mode, name)
+        _create(host, mode, name, image=scenario.image)
         scenario.prepare(host, name)
     before = world.look(host)
 
