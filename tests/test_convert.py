@@ -7,16 +7,22 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from hvctl import gc
-from hvctl.errors import InvalidSpec, WrongState
+from hvctl.backends import get_backend
+from hvctl.config import Config
+from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotManaged, WrongState
 from hvctl.host import Host
-from hvctl.instances import convert, copies, create, layers, lifecycle, query, snapshots
+from hvctl.instances import convert, copies, create, disks, layers, lifecycle, query, snapshots, volumes
 from hvctl.instances.snapshots import Take
-from hvctl.model import Mode, Record
+from hvctl.libvirtapi import domains
+from hvctl.model import Mode, Mount, Record
+from hvctl.units import MIB
 from tests import roots, tiny, world
+from tests.cli import run
 
 pytestmark = pytest.mark.guest
 
@@ -128,7 +134,7 @@ def test_snapshots_of_both_modes_stay_what_they_were(host: Host, mode: Mode, nam
     assert len(host.shell.call(os.listdir, host.store.layers)) == len(layers.list_used(host))
 
 
-def test_what_cannot_be_is_refused_and_changes_nothing(host: Host, mode: Mode, name: str) -> None:
+def test_what_is_of_that_mode_already_stays_as_it_is(host: Host, mode: Mode, name: str) -> None:
     record = make(host, mode, name)
     before = world.look(host)
     outcome = convert.convert(host, convert.Request(name=name, mode=mode))
@@ -152,4 +158,69 @@ def test_an_owner_that_a_container_cannot_have_is_refused(host: Host, name: str)
     before = world.look(host)
     with pytest.raises(InvalidSpec, match="has the uid 100000"):
         convert.convert(host, convert.Request(name=name, mode=Mode.CONTAINER))
+    assert world.differences(before, world.look(host)) == []
+
+
+def test_what_the_other_mode_cannot_have_is_said_before_anything_happens(
+    host: Host, settings: Config, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shared").mkdir()
+    spec = tiny.make_spec(name, Mode.CONTAINER, "tiny-root")
+    mount = Mount(source=str(tmp_path / "shared"), target="/srv/shared")
+    spec = replace(spec, is_privileged=True, processes=100, mounts=(mount,), autostart=True)
+    create.create(host, create.Request(spec=spec, start=False))
+    disks.add(host, name, disks.DiskRequest(name="data", size_bytes=16 * MIB, filesystem="ext4"))
+    before = world.look(host)
+    asked = run(settings, "convert", name, "--to", "vm")
+    assert (asked.status, "--yes" in asked.err) == (2, True)
+    for word in ("/srv/shared", "--privileged", "100 processes", "data"):
+        assert f"{name}: it gives up" in asked.err
+        assert word in asked.err
+    assert world.differences(before, world.look(host)) == []
+
+    assert run(settings, "convert", name, "--to", "vm", "--yes").status == 0
+    made = query.get(host, name)
+    assert (made.record.spec.mounts, made.record.spec.is_privileged, made.record.disks) == ((), False, ())
+    assert made.live.is_autostart
+    kept = volumes.get_unattached(host, "data")
+    assert kept.last_owner == name
+    done = run(settings, "convert", name, "--to", "container", "--yes", "--json")
+    assert done.status == 0, done.err
+    assert query.get(host, name).record.first_id  # and no longer the host's root
+    privileged = query.get(host, name).record.snapshots[0].name
+    with pytest.raises(WrongState, match="was privileged"):
+        snapshots.revert(host, name, privileged)
+    volumes.discard(host, kept.id)
+
+
+def test_too_little_memory_for_the_other_mode_names_the_way(host: Host, settings: Config, name: str) -> None:
+    make(host, Mode.CONTAINER, name)
+    assert run(settings, "set", name, "--memory", "64MiB").status == 0
+    refused = run(settings, "convert", name, "--to", "vm", "--yes")
+    assert (refused.status, f"hvctl set {name} --memory 128MiB" in refused.err) == (7, True)
+
+
+def test_a_name_that_is_taken_in_the_other_mode_is_refused(host: Host, mode: Mode, name: str) -> None:
+    """Somebody else's domain of that name: the drivers' lists of names are separate."""
+    make(host, mode, name)
+    theirs = get_backend(other(mode))
+    stranger = replace(query.get(host, name).record, uuid=uuid4(), spec=tiny.make_spec(name, other(mode)))
+    domain = domains.define(host.connection(other(mode)), theirs.format_stub(stranger))
+    before = world.look(host)
+    try:
+        with pytest.raises((AlreadyExists, NotManaged)):
+            convert.convert(host, convert.Request(name=name, mode=other(mode)))
+        assert world.differences(before, world.look(host)) == []
+    finally:
+        domains.undefine(domain)
+
+
+def test_no_space_is_found_before_anything_is_begun(
+    host: Host, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(host, mode, name)
+    before = world.look(host)
+    monkeypatch.setattr(layers, "_RESERVE_BYTES", 2**60)
+    with pytest.raises(HostError, match="not enough space for converting"):
+        convert.convert(host, convert.Request(name=name, mode=other(mode)))
     assert world.differences(before, world.look(host)) == []

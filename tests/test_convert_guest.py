@@ -9,9 +9,8 @@ import pytest
 
 from hvctl import gc
 from hvctl.config import Config
-from hvctl.events import Event, StepStarted
 from hvctl.host import Host
-from hvctl.instances import convert, lifecycle, query
+from hvctl.instances import lifecycle, query
 from hvctl.model import Instance, Mode, State
 from tests import world
 from tests.cli import run
@@ -78,20 +77,3 @@ def test_one_that_does_not_answer_is_what_it_was_and_runs(host: Host, settings: 
     now = query.get(host, NAME)
     assert (now.record, now.state) == (subject.record, State.RUNNING)
     assert run(settings, "exec", NAME, "--", "cat", "/root/kept").out == "kept\n"
-
-
-def test_its_steps_are_those_of_the_verb(host: Host, subject: Instance) -> None:
-    """Cancelled while it waits: it is what it was, and runs."""
-    seen = []
-
-    def interrupt(event: Event) -> None:
-        if isinstance(event, StepStarted):
-            seen.append((event.verb, event.step))
-            if (event.verb, event.step) == ("start", "wait"):
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert.convert(host, convert.Request(name=NAME, mode=Mode.VM), interrupt)
-    assert seen[0] == ("stop", "shutdown")
-    now = query.get(host, NAME)
-    assert (now.record, now.state) == (subject.record, State.RUNNING)

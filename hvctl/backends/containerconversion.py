@@ -15,10 +15,12 @@ from hvctl.model import AccelChoice, Image, Mode, Record, Spec
 from hvctl.rootfs import intake, rawdisk
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.rawdisk import RawDisk
-from hvctl.units import MIB
+from hvctl.units import MIB, format_size
 
 _ARCHIVE = "changes.tar"
 _CONVERT_TIMEOUT_S = 7200
+# What a container does not miss: room for boot loaders, swap.
+_WITHOUT_DATA = ("", "FAT", "swap")
 _RESERVE_BYTES = 256 * MIB
 
 
@@ -77,7 +79,9 @@ class ContainerConversion(Conversion):
         call(files.publish, aside, host.store.layer(record.layers[0]))
         upper = host.store.layer_upper(record.layers[0])
         data = intake.read_in_tree(host, upper, instance_data(record), limit_bytes=USER_DATA_LIMIT_BYTES)
-        return Taken(record=record, image=image, user_data=data or b"")
+        others = [part for part in parts if part != root and part.kind not in _WITHOUT_DATA]
+        left_behind = ", ".join(f"{part.kind}, {format_size(part.size)}" for part in others)
+        return Taken(record=record, image=image, user_data=data or b"", left_behind=left_behind)
 
     def shed(self, host: Host, record: Record) -> None:
         """Its mount points. What is mounted there is not removed: a directory that is not empty stays."""

@@ -23,6 +23,8 @@ class Taken:
     """What a definition is rendered from: with the kernel's arguments."""
     user_data: bytes = field(default=b"", repr=False)
     """cloud-init's, as the guest has it; empty where it has none."""
+    left_behind: str = ""
+    """What of its disk is not taken over, for people: other file systems than the root."""
 
 
 class Conversion(ABC):

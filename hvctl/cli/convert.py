@@ -37,7 +37,7 @@ def convert(app: App, name: str, mode: str, keep_source: bool, no_start: bool, t
         for text in lost:
             events(Note(name, f"it gives up {text}"))
     if instance.record.mode is not target:
-        confirm(app, _question(instance, target), yes=yes)
+        confirm(app, _question(instance, target), yes=yes, why=f"this changes what {name} is")
     request = verb.Request(name=name, mode=target, keep_source=keep_source, start=not no_start, timeout_s=timeout)
     with app.progress() as events:
         outcome = verb.convert(app.host, request, events)
@@ -51,16 +51,17 @@ def convert(app: App, name: str, mode: str, keep_source: bool, no_start: bool, t
 
 
 def _question(instance: Instance, target: Mode) -> str:
-    stop = "Shut it down and convert" if instance.state is State.RUNNING else "Convert"
-    return f"{stop} {instance.name} from {instance.record.mode} to {target}?"
+    act = "Shut down and convert" if instance.state is State.RUNNING else "Convert"
+    return f"{act} {instance.name} from {instance.record.mode} to {target}?"
 
 
 def _tell(instance: Instance, target: Mode, is_changed: bool, kept: str) -> None:
     name = instance.name
+    noun = {Mode.VM: "a VM", Mode.CONTAINER: "a container"}[target]
     if not is_changed and not kept:
-        click.echo(f"{name}: is a {target} already")
+        click.echo(f"{name}: is {noun} already")
         return
     verb = "ssh" if instance.state is State.RUNNING else "start"
-    click.echo(f"{name}: {target} now, {instance.state}, {instance.record.address}; next: hvctl {verb} {name}")
+    click.echo(f"{name}: {noun} now, {instance.state}, {instance.record.address}; next: hvctl {verb} {name}")
     if kept:
         click.echo(f"{name}: as it was: snapshot {kept}; to give that up: hvctl snapshot delete {name} {kept}")

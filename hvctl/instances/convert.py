@@ -7,9 +7,7 @@ as a snapshot, as with `keep_source`.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -63,6 +61,7 @@ class _Plan:
     image: Image
     secrets: Secrets
     kept: Snapshot | None
+    is_running: bool
     starts: bool
     timeout_s: float
 
@@ -101,13 +100,12 @@ def convert(host: Host, request: Request, events: Sink = ignore) -> Outcome:
         instance = get_settled(host, request.name)
         if instance.record.mode is request.mode:
             return Outcome(instance=instance, is_changed=False, kept=_find_kept(was))
-        ran = instance.state is State.RUNNING or _had_run(was)
-        plan = _make_plan(host, request, instance, events, starts=ran and request.start)
-        if instance.state not in _OFF:
-            events(Note(request.name, "shutting it down"))
-            lifecycle.stop_locked(host, instance, events=events)
-        with _starting_again(host, plan, ran, events):
+        plan = _make_plan(host, request, instance, events)
+        try:
             _convert(host, plan, events)
+        except HvctlError as error:
+            _say_what_it_is(host, plan, error)
+            raise
     kept = plan.kept.name if plan.kept else ""
     return Outcome(instance=query.get(host, request.name), is_changed=True, kept=kept)
 
@@ -126,11 +124,6 @@ def _check_kind(record: Record) -> None:
         )
 
 
-def _had_run(was: Record) -> bool:
-    """Whether it ran before a conversion of it was interrupted."""
-    return was.pending is not None and was.pending.verb == CONVERT.name and operation.arguments_of(was)["ran"] == "yes"
-
-
 def _find_kept(was: Record) -> str:
     """The snapshot that an interrupted conversion, finished just now, has kept it as."""
     if was.pending is None or was.pending.verb != CONVERT.name:
@@ -139,7 +132,7 @@ def _find_kept(was: Record) -> str:
     return next((item.name for item in was.snapshots if item.id == identifier), "")
 
 
-def _make_plan(host: Host, request: Request, instance: Instance, events: Sink, *, starts: bool) -> _Plan:
+def _make_plan(host: Host, request: Request, instance: Instance, events: Sink) -> _Plan:
     """Everything checked; nothing is changed but that the image may get its other half."""
     record, backend = instance.record, get_backend(request.mode)
     _check_kind(record)
@@ -147,7 +140,8 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink, *
         raise WrongState(f"cannot convert {record.name!r}: it is {instance.state}", hint=f"hvctl stop {record.name}")
     if domains.find(host.connection(request.mode), record.name) is not None:
         raise AlreadyExists(
-            f"there is already a {request.mode} {record.name!r} beside it", hint="rename that one: virsh domrename"
+            f"there is {backend.noun} {record.name!r} already, beside this one",
+            hint=f"rename this one first: hvctl rename {record.name} NAME",
         )
     image = backend.complete_image(host, layers.image_of(host, record), events)
     backend.check_image(image)
@@ -160,6 +154,8 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink, *
     needed_bytes = backend.conversion.measure(host, record, image)
     layers.check_space(host, needed_bytes, what=f"converting {record.name!r}")
     secrets = converteffects.read_secrets(host, record)
+    is_running = instance.state is State.RUNNING
+    starts = is_running and request.start
     kept = _describe_kept(record) if request.keep_source or not starts else None
     # Fields are named that change; all others are the instance's.
     target = replace(
@@ -184,7 +180,7 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink, *
         top=target.layers[1],
         old=",".join(record.layers),
         snapshot=kept.id if kept else "",
-        ran="yes" if starts else "no",
+        ran="yes" if is_running else "no",
         keep="yes",
     )
     return _Plan(
@@ -193,6 +189,7 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink, *
         image=image,
         secrets=secrets,
         kept=kept,
+        is_running=is_running,
         starts=starts,
         timeout_s=request.timeout_s,
     )
@@ -212,29 +209,21 @@ def _describe_kept(record: Record) -> Snapshot:
     )
 
 
-@contextlib.contextmanager
-def _starting_again(host: Host, plan: _Plan, ran: bool, events: Sink) -> Iterator[None]:
-    """Start what it was, if it ran, when the block has failed and taken everything back."""
-    name = plan.record.name
-    try:
-        yield
-    except BaseException as error:
-        now = query.get(host, name)
-        if now.record.pending is not None:
-            raise
-        if isinstance(error, HvctlError):
-            again = ", and was started again" if ran else ""
-            error.hint = "; ".join(
-                filter(None, (f"it is {get_backend(now.record.mode).noun} as before{again}", error.hint))
-            )
-        if ran:
-            lifecycle.start_locked(host, now, events)
-        raise
+def _say_what_it_is(host: Host, plan: _Plan, error: HvctlError) -> None:
+    """Add to a failure that took everything back what there is now."""
+    if query.get(host, plan.record.name).record.pending is None:
+        again = ", and was started again" if plan.is_running else ""
+        now = f"it is {get_backend(plan.source.mode).noun} as before{again}"
+        error.hint = "; ".join(filter(None, (now, error.hint)))
 
 
 def _convert(host: Host, plan: _Plan, events: Sink) -> None:
     backend, connection = plan.backend, host.connection(plan.record.mode)
     with operation.begin(host, CONVERT, plan.source, claim_existing(host), events) as change:
+        with change.step("stop"):
+            if plan.is_running:
+                events(Note(plan.record.name, "shutting it down"))
+                lifecycle.stop_locked(host, query.get(host, plan.record.name), events=events)
         with change.step("name"), backend.allocate(host, plan.record) as record:
             domains.define(connection, metadata.embed(backend.format_stub(record), record))
         with change.step("keep"):
@@ -261,6 +250,11 @@ def _make_root(host: Host, plan: _Plan, record: Record, events: Sink) -> tuple[R
     backend, (base, top) = plan.backend, record.layers
     with building.begin(host, record.name, events) as work:
         taken = backend.conversion.take_root(work, plan.source, record, plan.image)
+        if taken.left_behind and plan.kept is None:
+            raise Unsupported(
+                f"{record.name!r} has more than its root on its disk, which would be lost: {taken.left_behind}",
+                hint=f"keep what it was: hvctl convert {record.name} --to {record.mode} --keep-source",
+            )
         work.tell("done", 100)
     backend.layers.create(host, taken.record, taken.image, top, base)
     backend.add_seed(host, taken.record, replace(plan.secrets, user_data=taken.user_data))

@@ -15,9 +15,11 @@ from hvctl.errors import HostError, NotFound
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import diskeffects, effects
-from hvctl.libvirtapi import domains
+from hvctl.libvirtapi import domains, networks
 from hvctl.model import Mode, Record
 from hvctl.operation import arguments_of
+
+_GOING_TIMEOUT_S = 10.0
 
 
 def as_other(record: Record) -> Record:
@@ -32,6 +34,14 @@ def read_secrets(host: Host, record: Record) -> Secrets:
         return Secrets(host_key=host.shell.call(files.read_file, path))
     except OSError as error:
         raise HostError(f"{record.name!r} has lost its ssh host key: {error}", hint="hvctl host doctor") from error
+
+
+def start_again(host: Host, record: Record) -> None:
+    """Start what it was, if it ran. One that has been asked to go off may need a moment for it."""
+    domain = effects.get_domain(host, record)
+    if arguments_of(record)["ran"] == "yes" and domains.goes_off(domain, timeout_s=_GOING_TIMEOUT_S):
+        networks.ensure_active(host.connection(record.mode), record.network)
+        domains.start(domain)
 
 
 def end_new(host: Host, record: Record) -> None:

@@ -213,6 +213,7 @@ COMPACT = Verb(
 CONVERT = Verb(
     name="convert",
     steps=(
+        Step(name="stop", undo=converteffects.start_again),
         Step(name="name", undo=converteffects.undefine_new),
         Step(name="keep", undo=converteffects.discard_kept),
         Step(name="files", undo=converteffects.dress_back),
