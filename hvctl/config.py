@@ -7,6 +7,7 @@ store = "/var/lib/hvctl"
 run = "/run/hvctl"
 network = "hvctl"
 image = "debian-12"
+backups = "/srv/backups"
 simplestreams = "https://images.linuxcontainers.org"
 template_folders = ["~/hvctl-templates"]
 """
@@ -14,7 +15,6 @@ template_folders = ["~/hvctl-templates"]
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Config:
     network: str = "hvctl"
     image: str = "debian-12"
     """What `create` takes without `--image`."""
+    backups: str = ""
+    """The repository of backups that `backup` takes without `--repo`."""
     vm_uri: str = "qemu:///system"
     container_uri: str = "lxc:///system"
     simplestreams: str = "https://images.linuxcontainers.org"
@@ -81,6 +83,8 @@ def _xdg(variable: str, fallback: str) -> Path:
 
 
 def _apply(config: Config, text: str, file: Path) -> Config:
+    import tomllib
+
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

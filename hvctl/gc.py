@@ -16,7 +16,7 @@ from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import claim, compact, layers, lifecycle, query, snapshots, volumes
 from hvctl.instances.recovery import settle
-from hvctl.model import Instance, Purpose, Record, Snapshot
+from hvctl.model import Instance, Record, Snapshot
 from hvctl.rootfs import building, fetch
 
 
@@ -40,7 +40,7 @@ def collect(
     instances = host.instances()
     found = [_settle(host, instance, dry_run) for instance in instances if instance.record.pending is not None]
     found += _collect_ephemeral(host, dry_run)
-    found += _collect_copies(host, dry_run)
+    found += _collect_passing(host, dry_run)
     found += [] if dry_run else _compact(host, events)
     found += collect_building(host, dry_run=dry_run)
     found += _collect_images(host, dry_run)
@@ -87,17 +87,19 @@ def _collect_ephemeral(host: Host, dry_run: bool) -> list[Collected]:
     return found
 
 
-def _collect_copies(host: Host, dry_run: bool) -> list[Collected]:
-    """Snapshots that were taken for a copy whose process is gone."""
+def _collect_passing(host: Host, dry_run: bool) -> list[Collected]:
+    """Snapshots that were taken for a copy or backup whose process is gone."""
     found = []
     for instance in host.instances():
-        if instance.record.pending is None and _copy_snapshots(instance.record):
+        if host.is_busy(claim.backup_lock(instance.record.uuid)):
+            continue
+        if instance.record.pending is None and _passing_snapshots(instance.record):
             what = f"instance {instance.name}"
-            action = "what an interrupted copy needed of it is removed"
+            action = "what an interrupted copy or backup needed of it is removed"
             if not dry_run:
                 try:
                     with host.lock(instance.name):
-                        for snapshot in _copy_snapshots(record := query.get(host, instance.name).record):
+                        for snapshot in _passing_snapshots(record := query.get(host, instance.name).record):
                             snapshots.delete_locked(host, record, snapshot, ignore)
                             record = query.get(host, instance.name).record
                 except HvctlError as error:
@@ -123,8 +125,8 @@ def _compact(host: Host, events: Sink) -> list[Collected]:
     return found
 
 
-def _copy_snapshots(record: Record) -> list[Snapshot]:
-    return [item for item in record.snapshots if item.purpose is Purpose.COPY]
+def _passing_snapshots(record: Record) -> list[Snapshot]:
+    return [item for item in record.snapshots if item.purpose.is_passing]
 
 
 def collect_building(host: Host, *, dry_run: bool = False) -> list[Collected]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
-import secrets
 from dataclasses import dataclass, field
 
 from hvctl.errors import InvalidSpec
@@ -43,7 +43,7 @@ def check_name(name: str) -> str:
 
 def new_mac() -> str:
     """A random unicast, locally administered MAC address: 0x52 and 40 random bits."""
-    return ":".join(f"{byte:02x}" for byte in (0x52, *secrets.token_bytes(5)))
+    return ":".join(f"{byte:02x}" for byte in (0x52, *os.urandom(5)))
 
 
 def new_key_pair() -> KeyPair:

@@ -229,6 +229,13 @@ class Purpose(StrEnum):
     """Its schedule took it, and lets it expire."""
     COPY = "copy"
     """For the moments of a copy; listed nowhere, collected by `gc` when the copy died."""
+    BACKUP = "backup"
+    """For as long as a backup reads it: as a copy's, and layers below it are not merged meanwhile."""
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it lasts only as long as what it was taken for."""
+        return self in (Purpose.COPY, Purpose.BACKUP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,20 +7,22 @@ leaves is told by the free lock, and `gc` deletes it.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hvctl import identity
+from hvctl.access import terminal
 from hvctl.backends import get_backend, processes
-from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, NotFound, TimedOut, UsageError
+from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, NotFound, TimedOut, Unsupported, UsageError
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import claim, create, effects, enter, lifecycle, query
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Instance, Wait
-from hvctl.rootfs import published
+from hvctl.rootfs import application, published
 
 _ASK_AGAIN_S = 1.0
 _POLL_S = 0.02
@@ -33,6 +35,8 @@ class Request:
 
     create: create.Request
     command: tuple[str, ...] = ()
+    with_terminal: bool | None = None
+    """None: with one when there is a person and the mode can."""
 
 
 def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequence[int] = (0, 1, 2)) -> int:
@@ -42,7 +46,7 @@ def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequenc
     `create` raises, and GuestFailed when the instance ended without a word on its command. Nothing is left behind.
     """
     host.require_root("run")
-    spec = replace(request.create.spec, is_ephemeral=True)
+    spec, has_terminal = replace(request.create.spec, is_ephemeral=True), _wants_terminal(request)
     identity.check_name(spec.name)
     image = published.get_image(host, spec.image)
     if image.process is None and not request.command:
@@ -56,7 +60,9 @@ def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequenc
         stack.callback(_delete, host, spec.name)
         if image.process is None:
             create.create(host, replace(made, wait=Wait.AGENT), events)
-            return enter.attach(host, spec.name, request.command)
+            return enter.attach(host, spec.name, request.command, with_terminal=has_terminal)
+        if has_terminal:
+            return _run_in_terminal(host, made, events)
         return _run_process(host, made, events, streams)
 
 
@@ -78,6 +84,31 @@ def _run_process(host: Host, request: create.Request, events: Sink, streams: Seq
                 watch.stop()
 
 
+def _run_in_terminal(host: Host, request: create.Request, events: Sink) -> int:
+    """The instance's init waits; the process is started from here."""
+    wishes = replace(request.wishes, terminal=terminal.name())
+    instance = create.create(host, replace(request, wishes=wishes, wait=Wait.RUNNING), events)
+    watch = _Watch(host, instance, request.timeout_s)
+    while watch.look() and not watch.has_started:
+        host.pause(_POLL_S)
+    return enter.attach(host, instance.name, application.START, with_terminal=True)
+
+
+def _wants_terminal(request: Request) -> bool:
+    """Raises Unsupported where one is asked for and the mode has none."""
+    backend = get_backend(request.create.spec.mode)
+    is_person = terminal.is_interactive() and sys.stderr.isatty()
+    if request.with_terminal is False or (request.with_terminal is None and not is_person):
+        return False
+    try:
+        backend.check_terminal()
+    except Unsupported:
+        if request.with_terminal:
+            raise
+        return False
+    return True
+
+
 def _check_free(host: Host, name: str) -> None:
     """What stands under the name must not be taken for ours in the end. Raises AlreadyExists."""
     if query.find(host, name) is not None:
@@ -93,16 +124,16 @@ class _Watch:
         self._domain: Any = effects.get_domain(host, instance.record)
         self._asked_s = 0.0
         self._late_s = time.monotonic() + timeout_s
-        self._has_started = False
+        self.has_started = False
 
     def look(self) -> bool:
         """Whether it still runs; asks it again to end where it was asked once and may have been too young to hear.
 
         Raises TimedOut when its process has not begun in time.
         """
-        if not self._has_started:
-            self._has_started = processes.read_status(self.host, self.instance.record).has_started
-            if not self._has_started and time.monotonic() > self._late_s:
+        if not self.has_started:
+            self.has_started = processes.read_status(self.host, self.instance.record).has_started
+            if not self.has_started and time.monotonic() > self._late_s:
                 raise TimedOut(
                     f"the process of {self.instance.name!r} did not begin in time",
                     hint="try again; to look into it: hvctl create, then hvctl logs",

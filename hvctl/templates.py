@@ -6,6 +6,7 @@ around whole elements. Values are escaped always, unknown names are errors, so a
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def render(template: Template, values: Mapping[str, object], variables: Mapping[
     check_well_formed(template)
     source = _read(template.path)
     try:
-        text = _environment().from_string(source).render(**values, vars=dict(variables))
+        text = _compile(source).render(**values, vars=dict(variables))
     except jinja2.UndefinedError as error:
         raise InvalidSpec(
             f"template {template.name!r} uses a name that has no value: {error.message}",
@@ -139,16 +140,19 @@ def _texts(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
                 yield name, str(part)
 
 
-def _environment() -> jinja2.Environment:
+@functools.cache
+def _compile(source: str) -> jinja2.Template:
+    """Compiled once in a process: `create` renders to check, and again with the address."""
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.from_string(source)
 
 
 def _tidy(text: str, template: Template) -> str:

@@ -15,7 +15,7 @@ import pytest
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.model import Mode
-from tests import tiny
+from tests import campaign, tiny
 
 LENDER = "HVCTL_TEST_IMAGE_STORE"
 ONE_MODE = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -47,7 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The tests that exist for one mode only, counted, each with its reason."""
+    """What the fault campaign has done; the tests that exist for one mode only, counted, each with its reason."""
+    lines = campaign.tally.lines()
+    if lines:
+        terminalreporter.section("fault campaign")
+        for line in lines:
+            terminalreporter.line(line)
     found = config.stash.get(ONE_MODE, [])
     if found:
         terminalreporter.section(f"{len(found)} tests of one mode only")
@@ -92,6 +97,24 @@ def host(settings: Config, users_home: Path) -> Iterator[Host]:
         for instance in prepared.instances():
             lifecycle.delete(prepared, instance.name)
         hostsetup.teardown(prepared)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(users_home: Path) -> Iterator[Host]:
+    """Another prepared host with an empty store: one that has never seen an image of ours."""
+    from hvctl import hostsetup
+    from hvctl.instances import lifecycle
+
+    token = secrets.token_hex(3)
+    store, run = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
+    with Host(Config(store=store, run=run, network=f"hvtest{token}")) as other:
+        hostsetup.setup(other)
+        yield other
+        for instance in other.instances():
+            lifecycle.delete(other, instance.name)
+        hostsetup.teardown(other)
+    for path in (store, run):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

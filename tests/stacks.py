@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from hvctl.host import Host
 from hvctl.model import Mode, Record
 from hvctl.store import Store
+from tests import layereddisk
 
 SLOTS = 8
 SLOT_BYTES = 64 * 1024
@@ -38,6 +40,23 @@ def write(host: Host, record: Record, slot: int, value: int, *, offset_bytes: in
         os.chown(path, record.first_id or 0, record.first_id or 0)
     else:
         os.mknod(path, 0o20000, os.makedev(0, 0))
+
+
+def write_file(host: Host, record: Record, slot: int, value: int) -> None:
+    """As `write`, into a VM's file system instead of its disk."""
+    if record.mode is not Mode.VM:
+        write(host, record, slot, value)
+        return
+    disk = host.store.layer_disk(record.layers[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        before, after, content = (Path(folder, name) for name in ("before", "after", "content"))
+        words = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(disk), str(before)]
+        subprocess.run(words, check=True, timeout=60)
+        shutil.copy(before, after)
+        content.write_text(str(value))
+        for command in (f"rm slot{slot}", *([f"write {content} slot{slot}"] if value else [])):
+            subprocess.run(["debugfs", "-w", "-R", command, str(after)], check=True, capture_output=True, timeout=60)
+        layereddisk.to_layer(before, after, disk)
 
 
 def read(host: Host, record: Record, stack: tuple[str, ...]) -> Content:

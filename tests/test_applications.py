@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +136,39 @@ def test_it_runs_as_its_image_says(settings: Config, ran: None, app: str, mode: 
     assert (done.status, done.err) == (7, "to-stderr\n")
 
 
+@pytest.mark.only_mode(Mode.CONTAINER, "a VM has nobody who could give it a terminal")
+@pytest.mark.parametrize("option", ["-it", ""])
+def test_it_has_a_terminal_where_there_is_one(settings: Config, ran: None, app: str, mode: Mode, option: str) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 33, 101, 0, 0))
+    script = "hv=/dev/hvctl/busybox; $hv tty; $hv stty size; read line; echo $line $TERM $(id -u) $(pwd) >/dev/stdout; exit 7"
+    options = [option] if option else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hvctl", *words(mode, *options, app, "--", script)],
+        env={**cli.environment(settings), "TERM": "dumb"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.write(ours, b"a line\n")
+    assert process.wait(timeout=60) == 7
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the end
+        while data := os.read(ours, 4096):
+            said += data
+    os.close(ours)
+    for words_said in (b"/dev/pts/", b"33 101", b"a line dumb 1234 /srv/work"):
+        assert words_said in said
+
+
+def test_a_vm_has_no_terminal_and_says_so(settings: Config, ran: None, app: str) -> None:
+    refused = cli.run(settings, *words(Mode.VM, "-t", app, "--", "true"))
+    assert refused.status == 255
+    assert "a VM has no terminal for a command" in refused.err
+
+
 def test_its_tree_is_that_which_umoci_makes(
     settings: Config, ran: None, app: str, mode: Mode, layout: Path, tmp_path: Path
 ) -> None:
@@ -158,7 +195,9 @@ def list_tree(root: Path) -> Iterator[str]:
             yield f"{name} file {stat.S_IMODE(facts.st_mode):o} {owner} {facts.st_nlink} {digest}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=["TERM", "INT"]
+)
 def test_a_signal_asks_it_to_end_as_its_image_wants(
     settings: Config, ran: None, app: str, mode: Mode, number: int
 ) -> None:

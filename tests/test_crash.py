@@ -1,362 +1,98 @@
-"""Kill -9 at every step of every verb: absent, complete or visibly incomplete; gc or the same command converges."""
+"""The fault campaign: a fault at every registered step of every verb, and at every system call of some, in both modes.
+
+How a verb is done is in scenarios.py, where a new verb is added; what befalls it, and what must hold then, in campaign.py.
+"""
 
 from __future__ import annotations
 
-import functools
-import os
-import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from hvctl import gc, images
 from hvctl.config import Config
-from hvctl.events import Event, Sink, StepStarted, ignore
 from hvctl.host import Host
-from hvctl.instances import (
-    change,
-    compact,
-    convert,
-    copies,
-    create,
-    disks,
-    layers,
-    lifecycle,
-    publish,
-    query,
-    snapshots,
-)
 from hvctl.instances.verbs import VERBS
-from hvctl.model import Mode, State, Throttle
-from hvctl.operation import CLEAR
-from hvctl.units import MIB
-from tests import roots, stacks, tiny, victims, world
+from hvctl.model import Mode
+from tests import campaign
+from tests.campaign import Injection, Stages, Sweep
+from tests.scenarios import IN_A_GUEST, POINTS, SCENARIOS, SWEPT, UNSUPPORTED
 
 pytestmark = pytest.mark.guest
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """A verb as it is done on an instance: what must be there before, the deed, and how it looks when it is done."""
-
-    needs_instance: bool
-    act: Callable[[Host, Mode, str, Sink], object]
-    is_done: Callable[[Host, str], bool]
-    prepare: Callable[[Host, str], object] = lambda host, name: None
-    """What is done to the instance before."""
-    image: str = "tiny"
-
-
-def _write(host: Host, name: str, value: int) -> None:
-    stacks.write(host, query.get(host, name).record, 0, value)
-
-
-def _take_one(host: Host, name: str) -> None:
-    """One snapshot, `one`, and something written since."""
-    _write(host, name, 1)
-    snapshots.take(host, name, snapshots.Take(name="one"))
-    _write(host, name, 2)
-
-
-def _content(host: Host, name: str) -> int:
-    record = query.get(host, name).record
-    return stacks.read(host, record, record.layers)[0]
-
-
-def _has_snapshot(host: Host, name: str, snapshot: str, value: int) -> bool:
-    """Whether it is listed; then it must hold what it should, and the rest too."""
-    record = query.get(host, name).record
-    found = next((item for item in record.snapshots if item.name == snapshot), None)
-    if found is not None:
-        assert stacks.read(host, record, layers.stack_of(host, found.layer))[0] == value
-    return found is not None
-
-
-def _is_reverted(host: Host, name: str) -> bool:
-    assert _has_snapshot(host, name, "one", 1)
-    return _content(host, name) == 1
-
-
-def _create(host: Host, mode: Mode, name: str, events: Sink = ignore, image: str = "tiny") -> object:
-    request = create.Request(spec=tiny.make_spec(name, mode, image), start=False)
-    return create.create(host, request, events)
-
-
-def make_tiny_container(host: Host, name: str, events: Sink) -> object:
-    """A deed for victims of other modules."""
-    return _create(host, Mode.CONTAINER, name, events)
-
-
-def _add_disk(host: Host, name: str, events: Sink) -> object:
-    return disks.add(host, name, disks.DiskRequest(name="data", size_bytes=16 * MIB, filesystem="ext4"), events=events)
-
-
-def _is_set(host: Host, name: str) -> bool:
-    """By libvirt's word; then the record must say the same."""
-    instance = query.get(host, name)
-    if instance.live.cpus == 2:
-        assert (instance.record.spec.cpus, instance.record.spec.autostart, instance.live.is_autostart) == (
-            2,
-            True,
-            True,
-        )
-    return instance.live.cpus == 2
-
-
-def _publish(host: Host, _mode: Mode, name: str, events: Sink) -> object:
-    """And away with the image: the instance, and nothing else, is to be there afterwards."""
-    publish.publish(host, publish.Publication(instance=name, image=f"{name}-image", keep_identity=True), events)
-    return images.delete(host, f"{name}-image")
-
-
-def _delete_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
-    return snapshots.delete(host, name, "one", events)
-
-
-def _copy_one(host: Host, _mode: Mode, name: str, events: Sink) -> object:
-    request = copies.Request(source=name, snapshot="one", name=f"{name}-new", start=False)
-    return copies.copy(host, request, events)
-
-
-def _make_deep(host: Host, name: str) -> None:
-    """Four layers, of which the lowest two are nobody's."""
-    for value in (1, 2, 3):
-        _write(host, name, value)
-        snapshots.take(host, name, snapshots.Take(name=f"s{value}"))
-    _write(host, name, 4)
-    for value in (1, 2):
-        snapshots.delete(host, name, f"s{value}")
-
-
-def _is_compact(host: Host, name: str) -> bool:
-    assert (_content(host, name), _has_snapshot(host, name, "s3", 3)) == (4, True)
-    return len(query.get(host, name).record.layers) == 2
-
-
-def _is_copied(host: Host, name: str) -> bool:
-    assert (_content(host, name), _has_snapshot(host, name, "one", 1)) == (2, True)
-    return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
-
-
-def _edit(root: Path, first_id: int) -> None:
-    (root / "etc/new").write_text("new\n")
-    os.chown(root / "etc/new", first_id, first_id)
-    (root / "var/log/old").unlink()
-
-
-def _convert(host: Host, mode: Mode, name: str, events: Sink) -> object:
-    return convert.convert(host, convert.Request(name=name, mode=_other(mode)), events)
-
-
-def _other(mode: Mode) -> Mode:
-    return next(item for item in Mode if item is not mode)
-
-
-def _is_converted(host: Host, name: str) -> bool:
-    """By what its snapshot says that it was; then its files must be there."""
-    record = query.get(host, name).record
-    shown = roots.look(host, record)
-    assert {"etc/motd", "etc/new"} <= set(shown)
-    assert "var/log/old" not in shown
-    kept = [item for item in record.snapshots if item.mode is not record.mode]
-    return (
-        bool(kept)
-        and roots.look(
-            host, replace(record, spec=replace(record.spec, mode=kept[0].mode)), layers.stack_of(host, kept[0].layer)
-        )
-        == shown
-    )
-
-
-SCENARIOS = {
-    "convert": Scenario(
-        needs_instance=True,
-        image="tiny-root",
-        prepare=lambda host, name: roots.change(host, query.get(host, name).record, _edit),
-        act=_convert,
-        is_done=_is_converted,
-    ),
-    "publish": Scenario(
-        needs_instance=True,
-        act=_publish,
-        is_done=lambda host, name: query.get(host, name).record.pending is None,
-    ),
-    "create": Scenario(
-        needs_instance=False,
-        act=_create,
-        is_done=lambda host, name: query.find(host, name) is not None,
-    ),
-    "delete": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: lifecycle.delete(host, name, events),
-        is_done=lambda host, name: query.find(host, name) is None,
-    ),
-    "rename": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: change.rename(host, name, f"{name}-new", events),
-        is_done=lambda host, name: query.find(host, f"{name}-new") is not None,
-    ),
-    "disk-add": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: _add_disk(host, name, events),
-        is_done=lambda host, name: bool(query.get(host, name).record.disks),
-    ),
-    "disk-remove": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: disks.remove(host, name, "data", events=events),
-        is_done=lambda host, name: not query.get(host, name).record.disks,
-        prepare=lambda host, name: _add_disk(host, name, ignore),
-    ),
-    "disk-resize": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: disks.resize(host, name, "data", 32 * MIB, events),
-        is_done=lambda host, name: [disk.size_bytes for disk in query.get(host, name).record.disks] == [32 * MIB],
-        prepare=lambda host, name: _add_disk(host, name, ignore),
-    ),
-    "disk-set": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: disks.throttle(host, name, "data", Throttle(iops=100), events),
-        is_done=lambda host, name: query.get(host, name).record.disks[0].throttle.iops == 100,
-        prepare=lambda host, name: _add_disk(host, name, ignore),
-    ),
-    "set": Scenario(
-        needs_instance=True,
-        act=lambda host, _mode, name, events: change.set_(
-            host, name, change.Changes(cpus=2, is_autostart=True), events
-        ),
-        is_done=_is_set,
-    ),
-    "copy": Scenario(
-        needs_instance=True,
-        prepare=_take_one,
-        act=_copy_one,
-        is_done=_is_copied,
-    ),
-    "compact": Scenario(
-        needs_instance=True,
-        prepare=_make_deep,
-        act=lambda host, _mode, name, events: compact.compact(host, name, depth=2, events=events),
-        is_done=_is_compact,
-    ),
-    "snapshot-take": Scenario(
-        needs_instance=True,
-        prepare=lambda host, name: _write(host, name, 3),
-        act=lambda host, _mode, name, events: snapshots.take(host, name, snapshots.Take(name="new"), events),
-        is_done=lambda host, name: _content(host, name) == 3 and _has_snapshot(host, name, "new", 3),
-    ),
-    "snapshot-revert": Scenario(
-        needs_instance=True,
-        prepare=_take_one,
-        act=lambda host, _mode, name, events: snapshots.revert(host, name, "one", events=events),
-        is_done=_is_reverted,
-    ),
-    "snapshot-delete": Scenario(
-        needs_instance=True,
-        prepare=_take_one,
-        act=_delete_one,
-        is_done=lambda host, name: _content(host, name) == 2 and not _has_snapshot(host, name, "one", 1),
-    ),
-}
-
-# Verbs that need a guest that answers; their steps are killed in test_images_guest.py.
-IN_A_GUEST = {"kernel"}
-
-# Refused by a mode before anything is done.
-UNSUPPORTED = {("disk-set", Mode.CONTAINER)}
-
-POINTS = [
-    (verb.name, step)
-    for verb in VERBS.values()
-    for step in verb.step_names()
-    if verb.name not in IN_A_GUEST and not (verb.removes_domain and step == CLEAR)
-]
+@pytest.fixture(scope="module")
+def stages(host: Host, settings: Config) -> Iterator[Stages]:
+    with campaign.prepared(settings) as (own_host, disk):
+        prepared = Stages(own_host, disk)
+        yield prepared
+        prepared.clear()
 
 
 def test_every_verb_has_a_scenario() -> None:
     assert set(SCENARIOS) | IN_A_GUEST == set(VERBS)
 
 
-def _do(verb: str, mode: Mode, host: Host, name: str, events: Sink) -> object:
-    return SCENARIOS[verb].act(host, mode, name, events)
+def test_the_daily_part_kills_at_every_step_and_has_every_fault_in_both_modes() -> None:
+    daily = [injection for injection in campaign.plan() if injection.is_daily]
+    killed = [(item.verb, item.step) for item in daily if item.fault.startswith("kill")]
+    assert sorted(killed) == sorted(POINTS)
+    for mode in Mode:
+        assert {item.fault for item in daily if item.mode is mode} == set(campaign.Fault) - {campaign.Fault.LIBVIRTD}
+        assert {item.verb for item in daily if item.mode is mode} >= set(SCENARIOS) - {"disk-set"}
 
 
-def _run_victim(settings: Config, mode: Mode, verb: str, step: str, name: str) -> None:
-    victims.die_at(settings, functools.partial(_do, verb, mode), verb, step, name)
+@pytest.mark.parametrize(
+    "injection",
+    [
+        pytest.param(injection, id=str(injection), marks=[] if injection.is_daily else [pytest.mark.long])
+        for injection in campaign.plan()
+    ],
+)
+def test_after_a_fault_all_is_whole_or_visibly_not_and_converges(stages: Stages, injection: Injection) -> None:
+    campaign.strike(stages, injection)
 
 
-@pytest.fixture
-def scenario(mode: Mode, verb: str) -> Scenario:
-    if (verb, mode) in UNSUPPORTED:
-        pytest.skip(f"{verb} is not for a {mode}: test_disks.py has the refusal")
-    return SCENARIOS[verb]
+# What changes a file. Not write(2): most are of libvirt's threads waking one another, and the content of a file is synced.
+CHANGING = (
+    "pwrite64,pwritev,copy_file_range,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,mknodat,link,"
+    "linkat,symlink,symlinkat,fsync,fdatasync,ftruncate,fallocate,chmod,fchmod,fchmodat,chown,fchown,fchownat,lchown,"
+    "setxattr,fsetxattr,lsetxattr"
+)
+# What can find no space: of writing only that to a place in a file, which is no pipe and no socket.
+FILLING = (
+    "pwrite64,pwritev,copy_file_range,rename,renameat,renameat2,mkdir,mkdirat,mknodat,link,linkat,symlink,symlinkat,fsync,"
+    "fdatasync,ftruncate,fallocate,setxattr,fsetxattr,lsetxattr"
+)
+FAULTS = {"signal=KILL": CHANGING, "error=ENOSPC": FILLING}
 
 
-@pytest.fixture
-def name(host: Host, tiny_image: str, root_image: str) -> Iterator[str]:
-    """A free name; whatever stands under it afterwards is deleted, and then the world must be as before."""
-    free = f"crash-{secrets.token_hex(3)}"
-    before = world.look(host)
-    yield free
-    for leftover in (free, f"{free}-new"):
-        if query.find(host, leftover) is not None:
-            lifecycle.delete(host, leftover)
-    assert world.differences(before, world.look(host)) == []
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("verb", SWEPT)
+def test_after_a_fault_at_any_system_call_as_well(stages: Stages, mode: Mode, verb: str, fault: str) -> None:
+    assert campaign.sweep(stages, Sweep(mode, verb, FAULTS[fault], fault)) > 0
 
 
-@pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_gc_settles_what_a_kill_left(
-    host: Host, settings: Config, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_a_fault_at_some_system_calls_as_well(stages: Stages, mode: Mode, fault: str) -> None:
+    """The way of the long ones, each day on one verb."""
+    assert campaign.sweep(stages, Sweep(mode, "snapshot-take", FAULTS[fault], fault, stride=5)) > 0
+
+
+def around_the_commit(verb: str) -> set[str]:
+    """A step at which the most is to be undone, and one at which the most is to be finished."""
+    names, commit = VERBS[verb].step_names(), VERBS[verb].index(VERBS[verb].commit)
+    return {names[max(commit, 1)], names[commit + 1]}
+
+
+SETTLED = [(verb, step) for verb, step in POINTS if step in around_the_commit(verb)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("verb", "step"), SETTLED)
+def test_a_gc_that_fails_at_any_system_call_is_done_by_the_next(
+    stages: Stages, mode: Mode, verb: str, step: str, fault: str
 ) -> None:
-    if scenario.needs_instance:
-        _create(host, mode, name, image=scenario.image)
-        scenario.prepare(host, name)
-    before = world.look(host)
-    _run_victim(settings, mode, verb, step, name)
-    visible = [instance for instance in host.instances() if instance.name.startswith(name)]
-    changed = world.differences(before, world.look(host))
-    assert not changed or any(instance.state is State.INCOMPLETE for instance in visible)
-
-    collected = gc.collect(host)
-    assert all(item.is_done for item in collected), collected
-    assert all(instance.record.pending is None for instance in host.instances())
-    if not scenario.is_done(host, name):
-        assert world.differences(before, world.look(host)) == []
-    assert gc.collect(host) == ()
-
-
-@pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_the_same_command_converges_after_a_kill(
-    host: Host, settings: Config, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
-) -> None:
-    if scenario.needs_instance:
-        _create(host, mode, name, image=scenario.image)
-        scenario.prepare(host, name)
-    _run_victim(settings, mode, verb, step, name)
-    scenario.act(host, mode, name, ignore)
-    assert scenario.is_done(host, name)
-    assert all(instance.record.pending is None for instance in host.instances())
-    assert gc.collect(host) == ()
-
-
-@pytest.mark.parametrize(("verb", "step"), POINTS)
-def test_ctrl_c_at_any_step_leaves_nothing_or_the_whole(
-    host: Host, mode: Mode, name: str, scenario: Scenario, verb: str, step: str
-) -> None:
-    if scenario.needs_instance:
-        _create(host, mode, name, image=scenario.image)
-        scenario.prepare(host, name)
-    before = world.look(host)
-
-    def interrupt(event: Event) -> None:
-        if isinstance(event, StepStarted) and (event.verb, event.step) == (verb, step):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        scenario.act(host, mode, name, interrupt)
-    if any(instance.record.pending for instance in host.instances()):
-        gc.collect(host)  # past the commit: it is finished, not undone
-        assert scenario.is_done(host, name)
-    elif not scenario.is_done(host, name):
-        assert world.differences(before, world.look(host)) == []
+    if (verb, mode) not in UNSUPPORTED:
+        campaign.sweep(stages, Sweep(mode, verb, FAULTS[fault], fault, crashed_at=step))

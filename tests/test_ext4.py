@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hvctl.hostside import diskreader, partitions
+from hvctl.hostside.diskview import Raw
 from hvctl.hostside.ext4 import ROOT, FileSystem
 from hvctl.hostside.partitions import Part
 from hvctl.hostside.refusal import Refused
@@ -88,7 +89,7 @@ def unpack(disk: Path, target: Path, *, offset: int = 0, size: int = SIZE_BYTES)
 
 def survey(path: Path) -> list[Part]:
     with path.open("rb") as file:
-        return partitions.survey(file.fileno(), path.stat().st_size)
+        return partitions.survey(Raw(file.fileno()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +177,7 @@ def read_everything(path: Path) -> bool:
     """Whether it was refused somewhere."""
     with path.open("rb") as file:
         try:
-            system = FileSystem(file.fileno(), 0, path.stat().st_size)
+            system = FileSystem(Raw(file.fileno()), 0, path.stat().st_size)
             system.check()
             waiting, seen = [ROOT], 0
             while waiting and seen < 500:

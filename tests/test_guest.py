@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from hvctl import gc, hostsetup
+from hvctl.cli.app import App
+from hvctl.cli.main import run_command
 from hvctl.config import Config
 from hvctl.errors import HvctlError
 from hvctl.events import Event, Sink, StepStarted
@@ -23,12 +25,12 @@ from hvctl.host import Host
 from hvctl.hostsetup import network
 from hvctl.hostside import daemons, files, filters
 from hvctl.instances import create, lifecycle, query, recovery
-from hvctl.libvirtapi import domains
+from hvctl.libvirtapi import connection, domains
 from hvctl.model import Instance, Mode, Spec, State, Wait
 from hvctl.rootfs import published
 from hvctl.units import MIB
 from tests import victims, world
-from tests.cli import run, run_bytes
+from tests.cli import environment, run, run_bytes
 
 pytestmark = pytest.mark.guest
 
@@ -96,11 +98,18 @@ def test_the_life_of_one(host: Host, settings: Config, mode: Mode, debian_image:
     assert run(settings, "ssh", name, "--", "echo kept > /root/file; sync").status == 0
     found = run(settings, "ssh", "running", "--", "getent", "hosts", name).out.split()
     assert found[:1] == [query.get(host, name).record.address]  # guests find each other by name
+    run(settings, "set", name, "--autostart")
     stopped = run(settings, "stop", name)
     assert (stopped.status, stopped.out) == (0, f"{name}: stopped\n"), stopped.err
     assert run(settings, "stop", name).out == f"{name}: was stopped already\n"
+
+    assert run(settings, "rename", name, "renamed").out == "renamed: was alive\n"
+    assert query.find(host, name) is None
+    name = "renamed"
+    assert query.get(host, name).live.is_autostart
     assert run(settings, "start", name).status == 0
-    assert run(settings, "ssh", name, "--", "cat", "/root/file").out == "kept\n"
+    found = run(settings, "ssh", name, "--", "hostname; cat /etc/hostname /root/file").out
+    assert found == "renamed\nrenamed\nkept\n"
     assert run(settings, "exec", name, "--", "sh", "-c", "exit 7").status == 7
 
     noise = secrets.token_bytes(10 * 1000 * 1000)
@@ -405,22 +414,50 @@ def test_a_libvirtd_killed_in_the_middle_of_a_create(
     assert world.differences(before, world.look(host, alive=running.record)) == []
 
 
-def test_renamed_it_answers_to_its_new_name(
-    host: Host, settings: Config, mode: Mode, debian_image: str, running: Instance
+@pytest.mark.only_mode(Mode.VM, "libvirtd is one for both, and the test waits for its silence")
+def test_a_libvirtd_that_hangs_is_told_and_not_waited_for(
+    settings: Config, mode: Mode, running: Instance, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = world.look(host, alive=running.record)
-    make(host, "early", mode, debian_image, start=False)
-    run(settings, "set", "early", "--autostart")
-    assert run(settings, "start", "early").status == 0
-    assert run(settings, "ssh", "early", "--", "echo kept > /root/file; sync").status == 0
-    assert run(settings, "stop", "early").status == 0
-    assert run(settings, "rename", "early", "late").out == "late: was early\n"
-    assert query.find(host, "early") is None
-    assert query.get(host, "late").live.is_autostart
-    assert run(settings, "start", "late").status == 0
-    assert run(settings, "ssh", "late", "--", "hostname; cat /etc/hostname /root/file").out == "late\nlate\nkept\n"
-    assert run(settings, "delete", "--yes", "late").status == 0
-    assert world.differences(before, world.look(host, alive=running.record)) == []
+    monkeypatch.setattr(connection, "OPEN_TIMEOUT_S", 1)
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    libvirtd = int(Path("/run/libvirtd.pid").read_text())
+    os.kill(libvirtd, signal.SIGSTOP)
+    try:
+        status = run_command(App(), ["list"])
+    finally:
+        os.kill(libvirtd, signal.SIGCONT)
+    out, err = capsys.readouterr()
+    assert (status, out) == (10, "")
+    assert "did not answer" in err
+    assert "hvctl host doctor" in err
+
+
+def test_a_lost_connection_is_made_anew(host: Host, mode: Mode, running: Instance) -> None:
+    """A process that lives longer than its connection (a web page, a test run) goes on with a fresh one."""
+    host.connection(mode).handle.close()
+    assert query.get(host, "running").state is State.RUNNING
+
+
+def test_virsh_can_do_it_all_and_a_lost_definition_comes_back(
+    host: Host, settings: Config, mode: Mode, running: Instance
+) -> None:
+    """virsh shutdown and start work; after `virsh undefine` the guest comes back with its data, keys and address."""
+    words = virsh(settings, mode)
+    assert run(settings, "ssh", "running", "--", "echo data > /root/data; sync").status == 0
+    subprocess.run([*words, "shutdown", "running"], check=True, timeout=60)
+    deadline_s = time.monotonic() + 60
+    while query.get(host, "running").state is not State.STOPPED and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    subprocess.run([*words, "undefine", "running"], check=True, timeout=60)
+    assert query.find(host, "running") is None
+    assert [record.name for record in recovery.list_lost(host)] == ["running"]
+    assert run(settings, "host", "recover").out == "running\n"
+    assert run(settings, "host", "recover", "running").status == 0
+    assert query.get(host, "running").record == running.record
+    subprocess.run([*words, "start", "running"], check=True, timeout=60)
+    assert run(settings, "start", "running").out == "running: was running already\n"  # and it answers over ssh
+    assert run(settings, "ssh", "running", "--", "cat", "/root/data").out == "data\n"
 
 
 def in_libvirtds_namespace(*words: str) -> None:
@@ -455,47 +492,4 @@ def test_a_full_disk_pauses_and_resume_goes_on_where_it_stood(
         assert run(settings, "exec", "running", "--", "sh", "-c", check).status == 0
     finally:
         run(settings, "stop", "--force", "running")
-        in_libvirtds_namespace("umount", str(layer))
-    assert run(settings, "start", "running").status == 0
-
-
-@pytest.mark.only_mode(Mode.VM, "libvirtd is one for both, and the test waits for its silence")
-def test_a_libvirtd_that_hangs_is_told_and_not_waited_for(settings: Config, mode: Mode, running: Instance) -> None:
-    libvirtd = int(Path("/run/libvirtd.pid").read_text())
-    os.kill(libvirtd, signal.SIGSTOP)
-    try:
-        done = run(settings, "list")
-    finally:
-        os.kill(libvirtd, signal.SIGCONT)
-    assert (done.status, done.out) == (10, "")
-    assert "did not answer" in done.err
-    assert "hvctl host doctor" in done.err
-
-
-def test_a_lost_connection_is_made_anew(host: Host, mode: Mode, running: Instance) -> None:
-    """A process that lives longer than its connection (a web page, a test run) goes on with a fresh one."""
-    host.connection(mode).handle.close()
-    assert query.get(host, "running").state is State.RUNNING
-
-
-def test_virsh_can_do_it_all_and_a_lost_definition_comes_back(
-    host: Host, settings: Config, mode: Mode, running: Instance
-) -> None:
-    """virsh shutdown and start work; after `virsh undefine` the guest comes back with its data, keys and address."""
-    words = virsh(settings, mode)
-    assert run(settings, "ssh", "running", "--", "echo data > /root/data; sync").status == 0
-    subprocess.run([*words, "shutdown", "running"], check=True, timeout=60)
-    deadline_s = time.monotonic() + 60
-    while query.get(host, "running").state is not State.STOPPED and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    subprocess.run([*words, "start", "running"], check=True, timeout=60)
-    assert run(settings, "start", "running").out == "running: was running already\n"  # and it answers over ssh
-    subprocess.run([*words, "undefine", "running"], check=True, timeout=60)
-    subprocess.run([*words, "destroy", "running"], check=True, timeout=60)
-    assert query.find(host, "running") is None
-    assert [record.name for record in recovery.list_lost(host)] == ["running"]
-    assert run(settings, "host", "recover").out == "running\n"
-    assert run(settings, "host", "recover", "running").status == 0
-    assert query.get(host, "running").record == running.record
-    assert run(settings, "start", "running").status == 0
-    assert run(settings, "ssh", "running", "--", "cat", "/root/data").out == "data\n"
+        in_libvirtds_namespace("umount", str(layer))  # and it stays off: this test is the last of its mode

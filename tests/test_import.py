@@ -147,6 +147,37 @@ def test_a_tree_may_be_compressed_in_any_way(host: Host, tmp_path: Path, mode: s
     assert bring(host, path).has_tree
 
 
+def steps(told: list[Event], task: str) -> list[float]:
+    """How far a task said that it was, as shares of all its bytes."""
+    found = [event for event in told if isinstance(event, Progress) and event.task == task]
+    assert all(event.is_bytes for event in found)
+    return [event.done / event.total for event in found]
+
+
+def test_a_bar_moves_while_a_disk_is_copied(host: Host, tmp_path: Path) -> None:
+    told: list[Event] = []
+    (tmp_path / "disk").write_bytes(bytes(510) + b"\x55\xaa" + os.urandom(24 * MIB))
+    bring(host, tmp_path / "disk", told=told)
+    shares = steps(told, "copying the disk")
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len(set(shares)) > 4
+
+
+def test_a_bar_moves_while_a_squashfs_is_unpacked(host: Host, tmp_path: Path) -> None:
+    told: list[Event] = []
+    (tmp_path / "tree/sbin").mkdir(parents=True)
+    (tmp_path / "tree/sbin/init").write_text("#!/bin/sh\n")
+    for number in range(6):
+        (tmp_path / f"tree/{number}").write_bytes(bytes([number]) * 20 * MIB)
+    words = ["mksquashfs", str(tmp_path / "tree"), str(tmp_path / "x.squashfs"), "-quiet"]
+    subprocess.run(words, check=True, timeout=60, capture_output=True)
+    bring(host, tmp_path / "x.squashfs", told=told)
+    shares = steps(told, "unpacking")
+    assert shares == sorted(shares)
+    assert len([share for share in shares if 0 < share < 1]) > 3
+
+
 def test_a_squashfs_is_a_tree(host: Host, tmp_path: Path) -> None:
     for name, content in {"etc/os-release": b"ID=tiny\n", "sbin/init": b"#!/bin/sh\n"}.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True)

@@ -7,18 +7,16 @@ import ctypes
 import os
 import random
 import secrets
-import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hvctl.hostside import differences, layers, mounts
+from tests.trees import scribble, view
 
 pytestmark = pytest.mark.guest
 
-View = dict[str, tuple[int, int, str]]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,53 +39,6 @@ def overlay(folder: Path, lowers: list[str], upper: str = "") -> Iterator[Path]:
     finally:
         mounts.unmount(target)
         os.chdir(here)
-
-
-def view(root: Path) -> View:
-    found: View = {}
-    for folder, folders, names in os.walk(root):
-        for name in (*folders, *names):
-            path = Path(folder, name)
-            facts = path.lstat()
-            content = ""
-            if stat.S_ISREG(facts.st_mode):
-                content = path.read_text()
-            elif stat.S_ISLNK(facts.st_mode):
-                content = os.readlink(path)
-            found[f"/{path.relative_to(root)}"] = (facts.st_mode, facts.st_uid, content)
-    return found
-
-
-def scribble(root: Path, dice: random.Random) -> None:
-    """One change that a guest could make."""
-    paths = [Path(folder, name) for folder, folders, names in os.walk(root) for name in (*folders, *names)]
-    folders = [root, *(path for path in paths if path.is_dir() and not path.is_symlink())]
-    target = dice.choice(folders) / dice.choice("abc")
-    deed = dice.choice(("write", "write", "mkdir", "mkdir", "remove", "remove", "link", "symlink", "chmod", "replace"))
-    there = os.path.lexists(target)
-    if deed == "remove" and paths:
-        gone = dice.choice(paths)
-        shutil.rmtree(gone) if gone.is_dir() and not gone.is_symlink() else gone.unlink()
-    elif deed == "replace" and there:
-        shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink()
-        target.mkdir()  # an opaque directory, where one was below
-    elif deed == "chmod" and paths:
-        path = dice.choice(paths)
-        if not path.is_symlink():
-            path.chmod(dice.choice((0o700, 0o755, 0o750)))
-    elif there:
-        if target.is_file() and not target.is_symlink() and deed == "write":
-            target.write_text(str(dice.random()))
-    elif deed == "write":
-        target.write_text(str(dice.random()))
-    elif deed == "mkdir":
-        target.mkdir()
-    elif deed == "symlink":
-        target.symlink_to("nowhere")
-    elif deed == "link":
-        files = [path for path in paths if path.is_file() and not path.is_symlink()]
-        if files:
-            os.link(dice.choice(files), target)
 
 
 def make_stack(folder: Path, dice: random.Random, count: int) -> list[str]:

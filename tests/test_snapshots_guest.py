@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hvctl import gc
 from hvctl.config import Config
-from hvctl.errors import WrongState
-from hvctl.events import Sink
+from hvctl.errors import HvctlError, WrongState
+from hvctl.events import Event, Sink, StepStarted
 from hvctl.host import Host
-from hvctl.instances import lifecycle, query, snapshots
+from hvctl.instances import copies, lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import TAKE
-from hvctl.model import Consistency, Instance, Mode, State
+from hvctl.libvirtapi import domains
+from hvctl.model import Consistency, Instance, Mode, Record, State
 from hvctl.units import GIB
-from tests import victims, world
+from tests import campaign, victims
 from tests.cli import run
 from tests.test_guest import make
 from tests.test_snapshots import deepen
@@ -67,11 +72,16 @@ def _take(host: Host, name: str, events: Sink) -> object:
     return snapshots.take(host, name, Take(name="killed"), events)
 
 
+HELD = ("freeze", "fill", "switch", "thaw", "define")
+"""The steps in which a guest is held still or changes its layer."""
+
+
+@pytest.mark.parametrize("steps", [HELD, pytest.param(TAKE.step_names(), marks=pytest.mark.long)], ids=["held", "all"])
 def test_a_guest_whose_snapshot_is_killed_goes_on(
-    host: Host, settings: Config, mode: Mode, debian_image: str, subject: Instance
+    host: Host, settings: Config, mode: Mode, subject: Instance, steps: tuple[str, ...]
 ) -> None:
-    """At every step, the ones in which it is held still among them; `gc` lets it go on."""
-    for step in TAKE.step_names():
+    """`gc` lets it go on."""
+    for step in steps:
         token = secrets.token_hex(4)
         inside(settings, "subject", f"echo {token} > /root/step")
         victims.die_at(settings, _take, TAKE.name, step, "subject")
@@ -89,6 +99,39 @@ def test_a_guest_whose_snapshot_is_killed_goes_on(
     assert inside(settings, "subject", "cat /root/step") == before
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("step", HELD)
+def test_a_guest_that_dies_under_its_snapshot_comes_back(
+    host: Host, settings: Config, mode: Mode, subject: Instance, step: str
+) -> None:
+    """Its qemu, or its controller, killed with -9 where it is held still."""
+    token = secrets.token_hex(8)
+    inside(settings, "subject", f"echo {token} > /root/died; sync")
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepStarted) and (event.verb, event.step) == (TAKE.name, step):
+            os.kill(process_of(host, query.get(host, "subject").record), signal.SIGKILL)
+
+    with campaign.tally.counting("guest killed", f"{mode}-{step}"):
+        with contextlib.suppress(HvctlError):
+            snapshots.take(host, "subject", Take(name="died"), kill)
+        while query.get(host, "subject").live.state in (State.RUNNING, State.PAUSED):
+            host.pause(0.1)
+        assert all(item.is_done for item in gc.collect(host))
+        lifecycle.start(host, "subject")
+        assert inside(settings, "subject", "cat /root/died") == token
+        if any(item.name == "died" for item in query.get(host, "subject").record.snapshots):
+            snapshots.delete(host, "subject", "died")
+        assert gc.collect(host) == ()
+
+
+def process_of(host: Host, record: Record) -> int:
+    """The process that is an instance: a VM's qemu, a container's controller."""
+    if record.mode is Mode.VM:
+        return int(Path(f"/run/libvirt/qemu/{record.name}.pid").read_text())
+    return domains.get_number(domains.get(host.connection(record.mode), record.uuid))
+
+
 @pytest.mark.only_mode(Mode.VM, "a container has no agent")
 def test_a_vm_without_an_answering_agent_gets_a_crash_consistent_snapshot(
     host: Host, settings: Config, mode: Mode, subject: Instance
@@ -101,6 +144,26 @@ def test_a_vm_without_an_answering_agent_gets_a_crash_consistent_snapshot(
     assert "crash-consistent: the guest agent" in told.err
     assert run(settings, "ssh", "subject", "--", control.format("CONT")).status == 0
     inside(settings, "subject", "touch /root/not-frozen; sync")
+
+
+@pytest.mark.only_mode(Mode.VM, "a container's memory cannot be kept")
+def test_a_vm_goes_on_in_the_moment_that_was_kept(host: Host, settings: Config, mode: Mode, subject: Instance) -> None:
+    inside(settings, "subject", "echo one > /dev/shm/memory; echo one > /root/disk; sync")
+    taken = snapshots.take(host, "subject", Take(name="then", with_memory=True))
+    assert taken.consistency is Consistency.MEMORY
+    boot = inside(settings, "subject", "cat /proc/sys/kernel/random/boot_id")
+    inside(settings, "subject", "echo two > /dev/shm/memory; echo two > /root/disk; sync")
+    with pytest.raises(WrongState):
+        snapshots.revert(host, "subject", "then")
+    assert snapshots.revert(host, "subject", "then", force=True) is True
+    found = inside(settings, "subject", "cat /dev/shm/memory /root/disk /proc/sys/kernel/random/boot_id; date +%s")
+    *content, clock = found.split()
+    assert content == ["one", "one", boot]
+    assert abs(int(clock) - time.time()) < 30
+    assert run(settings, "ssh", "subject", "--", "true").status == 0
+    snapshots.delete(host, "subject", "then")
+    assert list(host.store.root.rglob("memory.save")) == []
+    assert gc.collect(host) == ()
 
 
 def test_a_copy_of_a_running_guest_is_another_machine(host: Host, settings: Config, subject: Instance) -> None:
@@ -124,32 +187,6 @@ def test_a_copy_of_a_running_guest_is_another_machine(host: Host, settings: Conf
     assert inside(settings, "twin", owners).split() == ["shared", "1000:2000", "1000:2000"]
 
 
-@pytest.mark.only_mode(Mode.VM, "a container's memory cannot be kept")
-def test_a_vm_goes_on_in_the_moment_that_was_kept(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
-    other = query.find(host, "twin")
-    alive = other.record if other else None
-    before = world.look(host, alive=alive)
-    make(host, "moment", mode, debian_image)
-    try:
-        inside(settings, "moment", "echo one > /dev/shm/memory; echo one > /root/disk; sync")
-        taken = snapshots.take(host, "moment", Take(name="then", with_memory=True))
-        assert taken.consistency is Consistency.MEMORY
-        boot = inside(settings, "moment", "cat /proc/sys/kernel/random/boot_id")
-        inside(settings, "moment", "echo two > /dev/shm/memory; echo two > /root/disk; sync")
-        with pytest.raises(WrongState):
-            snapshots.revert(host, "moment", "then")
-        assert snapshots.revert(host, "moment", "then", force=True) is True
-        found = inside(settings, "moment", "cat /dev/shm/memory /root/disk /proc/sys/kernel/random/boot_id; date +%s")
-        *content, clock = found.split()
-        assert content == ["one", "one", boot]
-        assert abs(int(clock) - time.time()) < 30
-        assert run(settings, "ssh", "moment", "--", "true").status == 0
-        lifecycle.stop(host, "moment")
-    finally:
-        lifecycle.delete(host, "moment")
-    assert world.differences(before, world.look(host, alive=alive)) == []
-
-
 @pytest.mark.long
 def test_a_guest_stands_on_a_hundred_snapshots(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
     make(host, "deep", mode, debian_image, start=False)
@@ -164,3 +201,44 @@ def test_a_guest_stands_on_a_hundred_snapshots(host: Host, settings: Config, mod
         assert run(settings, "ssh", "deep", "--", "ls /root").out == ""
     finally:
         lifecycle.delete(host, "deep")
+
+
+@pytest.mark.long
+def test_random_operations_on_a_running_guest_agree_with_a_model(
+    host: Host, settings: Config, mode: Mode, debian_image: str
+) -> None:
+    """What it holds is one file; reverts, starts and copies are waited for over ssh."""
+    dice = campaign.dice(f"model of running guests, {mode}, 25 operations")
+    make(host, "played", mode, debian_image)
+    now, kept = "", dict[str, str]()
+    try:
+        for number in range(25):
+            deed = dice.choices(("write", "take", "revert", "delete", "restart", "copy"), (6, 5, 4, 2, 1, 1))[0]
+            if deed == "write":
+                now = str(number)
+                inside(settings, "played", f"echo {now} > /root/played; sync")
+            elif deed == "take":
+                snapshots.take(host, "played", Take(name=f"s{number}"))
+                kept[f"s{number}"] = now
+            elif deed in ("revert", "delete") and kept:
+                name = dice.choice(sorted(kept))
+                if deed == "revert":
+                    snapshots.revert(host, "played", name, force=True)
+                    now = kept[name]
+                else:
+                    snapshots.delete(host, "played", name)
+                    del kept[name]
+            elif deed == "restart":
+                lifecycle.restart(host, "played")
+            elif deed == "copy":
+                copies.copy(host, copies.Request(source="played", name="played-too"))
+                assert inside(settings, "played-too", "cat /root/played || :") == now, number
+                lifecycle.delete(host, "played-too")
+            assert inside(settings, "played", "cat /root/played || :") == now, (number, deed)
+            found = snapshots.list_snapshots(query.get(host, "played").record)
+            assert {item.name for item in found} == set(kept), (number, deed)
+        assert gc.collect(host) == ()
+    finally:
+        for name in ("played", "played-too"):
+            if query.find(host, name) is not None:
+                lifecycle.delete(host, name)

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.guest  # needs openssh-server and root, which scripts/t
 class Server:
     """An sshd of the test's own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
+        """`more`: further lines of its configuration."""
         folder.mkdir()
         pair = identity.new_key_pair()
         (folder / "host_key").write_bytes(pair.private)
@@ -43,7 +44,7 @@ class Server:
             self.port = probe.getsockname()[1]
         (folder / "config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPermitRootLogin yes\nLogLevel VERBOSE\n"
+            f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPermitRootLogin yes\nLogLevel VERBOSE\n{more}"
         )
         self.log = folder / "log"
         Path("/run/sshd").mkdir(exist_ok=True)

@@ -25,18 +25,19 @@ _ROOT = {
 }
 
 
-def publish(host: Host, name: str) -> str:
-    """Put it into the store under this name."""
+def publish(host: Host, name: str, *, disk: Path | None = None) -> str:
+    """Put it into the store under this name; `disk`: a raw disk with something on it, in the place of an empty one."""
     folder = host.store.images / "tiny-in-the-making"
     folder.mkdir(mode=0o711)
     (folder / "vmlinuz").write_bytes(b"no kernel\n" * 1000)
     (folder / "initrd").write_bytes(b"no initrd\n" * 1000)
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "disk.qcow2"), str(DISK_BYTES)], check=True, timeout=30
-    )
+    words = ["qemu-img", "create", "-q", "-f", "qcow2", str(folder / "disk.qcow2"), str(DISK_BYTES)]
+    if disk is not None:
+        words = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(folder / "disk.qcow2")]
+    subprocess.run(words, check=True, timeout=30)
     for path in (folder / "tree", folder / "tree" / "rootfs"):
         path.mkdir(mode=0o700)
-    return _seal(host, name, folder, virtual_bytes=DISK_BYTES)
+    return _seal(host, name, folder, virtual_bytes=disk.stat().st_size if disk else DISK_BYTES)
 
 
 def publish_root(host: Host, name: str) -> str:

@@ -7,7 +7,7 @@ end, and there is no terminal.
 from __future__ import annotations
 
 import base64
-import secrets
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def _start(domain: Any, argv: tuple[str, ...], environment: Mapping[str, str], s
 
 def _write_file(domain: Any, content: bytes) -> str:
     """A file of the guest's /run (0600, as the agent makes them) with this content; whoever reads it removes it."""
-    path = f"/run/hvctl-stdin-{secrets.token_hex(8)}"
+    path = f"/run/hvctl-stdin-{os.urandom(8).hex()}"
     handle = agent.command(domain, "guest-file-open", {"path": path, "mode": "w"}, timeout_s=_CALL_TIMEOUT_S)
     for start in range(0, len(content), _CHUNK_BYTES):
         chunk = base64.b64encode(content[start : start + _CHUNK_BYTES]).decode()

@@ -55,6 +55,8 @@ class Secrets:
     """What an application runs, as its user wants it: words and environment may be secret."""
     process_ids: tuple[int, int] = (0, 0)
     """Its uid and gid, inside."""
+    has_terminal: bool = False
+    """Whether it is started from outside, in a terminal."""
     is_copy: bool = False
     """Whether its root is another instance's, whose machine id it must not keep."""
 
@@ -207,15 +209,21 @@ class Backend(ABC):
         """Return when its memory can be kept with a snapshot."""
         raise self._unsupported("cannot keep its memory", "leave --memory away")
 
-    @optional("differences between snapshots, file by file (snapshot diff)")
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
-        """What changed from one layer's stack to another's: (`added`, `changed` or `removed`, path), by path."""
-        raise self._unsupported("has its files in a disk that only its own kernel reads", "look inside: hvctl exec")
+    @abstractmethod
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        """What changed from one layer's stack to another's: (`added`, `changed` or `removed`, path), by path.
 
-    @optional("exec with a terminal (exec --tty)")
+        Nobody writes to either meanwhile. Raises Unsupported where the files cannot be read.
+        """
+
+    @optional("commands with a terminal (exec --tty, run --tty)")
     def check_terminal(self) -> None:
         """Return when `attach` can give a command a terminal."""
-        raise self._unsupported("has no terminal for exec: its guest agent cannot give one", "use ssh")
+        raise self._unsupported(
+            "has no terminal for a command: its guest agent cannot give one", "use ssh, or leave --tty away"
+        )
 
     @contextlib.contextmanager
     def allocate(self, host: Host, record: Record) -> Iterator[Record]:

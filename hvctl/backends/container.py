@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
-from hvctl.backends import containerimage, processes
+from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.containerconversion import ContainerConversion
 from hvctl.backends.containerdisks import RESERVED, ContainerDisks
@@ -29,7 +29,7 @@ from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots,
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
-from hvctl.rootfs import application, halves
+from hvctl.rootfs import application
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB
 
@@ -56,6 +56,10 @@ class ContainerBackend(Backend):
         return record, "privileged: its root is this host's root" if record.spec.is_privileged else ""
 
     def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        if image.has_tree:
+            return image
+        from hvctl.rootfs import halves
+
         return halves.ensure_tree(host, image, events, is_trusted=is_trusted)
 
     def format_stub(self, record: Record) -> str:
@@ -94,8 +98,10 @@ class ContainerBackend(Backend):
     def check_directory_volumes(self) -> None:
         return
 
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
-        return self.layers.list_differences(host, record, old, new)
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        return self.layers.list_differences(host, record, tops)
 
     def check_mounts(self, host: Host, spec: Spec) -> None:
         targets = [mount.target for mount in spec.mounts]
@@ -143,7 +149,7 @@ class ContainerBackend(Backend):
             call(files.set_owner, path, uid, owner)
         for name, content in processes.format_files(host, record, secrets).items():
             call(files.write_file, given / name, content, application.mode_of(name), group=owner)
-        if record.spec.is_ephemeral:
+        if record.spec.is_ephemeral and not secrets.has_terminal:
             uid, gid = secrets.process_ids
             call(streams.make_fifos, given, owner + uid, owner + gid)
 
@@ -185,6 +191,8 @@ class ContainerBackend(Backend):
         host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
 
     def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        from hvctl.backends import containerimage
+
         return containerimage.export_root(work, record, image, top, keep_identity=keep_identity)
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:

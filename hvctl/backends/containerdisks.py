@@ -34,6 +34,18 @@ class ContainerDisks(Disks):
         chosen = _new(request) if request.existing is None else _adopt(request.existing, request)
         return replace(chosen, target=target, serial="", is_read_only=request.is_read_only)
 
+    def plan_again(self, record: Record, disk: DataDisk, *, is_trusted: bool) -> DataDisk:
+        """A file system from outside is as one that a guest wrote: who made the backup may have made it, too."""
+        target = _check_target(record, disk.target)
+        if disk.format is VolumeFormat.RAW and not is_trusted:
+            raise Unsupported(
+                f"volume {disk.name!r} is a file system that this host's kernel would have to mount, and it comes from "
+                "outside",
+                hint="if you trust whoever made the backup: --trust; or --without-volumes",
+            )
+        chosen = _adopt(disk, DiskRequest(name=disk.name, is_trusted=is_trusted))
+        return replace(chosen, target=target, serial="", is_read_only=disk.is_read_only)
+
     def add_to(self, host: Host, record: Record, domain: Element, disk: DataDisk) -> None:
         devices = domain.find("devices")
         assert devices is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,12 +13,16 @@ from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import differences, files, freezer, layers, roots
+from hvctl.hostside import differences, files, freezer, layers, roots, transfer
+from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record, State
+from hvctl.rootfs import unpacked
+from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
 
 _COPY_TIMEOUT_S = 3600
+_TREE = "tree.tar"
 
 
 class ContainerLayers(Layers):
@@ -84,9 +90,36 @@ class ContainerLayers(Layers):
         call(layers.merge_uppers, [store.layer_upper(layer) for layer in run], below, aside / "upper")
         call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
 
-    def list_differences(self, host: Host, record: Record, old: str, new: str) -> list[tuple[str, str]]:
+    def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
+        tree = host.store.image_tree(image.id)
+        bare = replace(image, disk=None, kernel=None, initrd=None, kernel_arguments=(), kernel_release="")
+        source = Source(kind=transfer.TREE, path=str(tree), name=tree.name)
+        return replace(bare, has_tree=True, tree_digest=""), {_TREE: source}
+
+    def is_known_by(self, host: Host, image: Image) -> bool:
+        """The tree that it came with; not one that was made of its disk."""
+        return host.shell.call(files.exists, host.store.image(image.id) / "tree" / "rootfs")
+
+    def has_base(self, host: Host, image: Image, base: Image) -> bool:
+        return self.is_known_by(host, image)
+
+    def read_layer(self, host: Host, layer: str) -> Source:
+        facts = host.shell.call(layers.read_facts, host.store.layer(layer))
+        upper = host.store.layer_upper(layer)
+        return Source(kind=transfer.TREE, path=str(upper), name=upper.name, first_id=facts.first_id)
+
+    def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
+        unpacked.unpack(work.host, parts[_TREE], work.image / "tree", "rootfs")
+
+    def write_layer(self, host: Host, image: Image, parent: str, content: Path, aside: Path) -> None:
+        """Its owners are as inside, like an image's: a mount shifts them."""
+        call = host.shell.call
+        unpacked.unpack(host, content, aside, "upper")
+        call(layers.write_facts, aside, layers.Facts(parent=parent))
+
+    def list_differences(self, host: Host, record: Record, tops: tuple[str, str]) -> list[tuple[str, str]]:
         """What changed from one layer's stack to another's."""
-        stacks = (self._trees_of(host, record, top) for top in (old, new))
+        stacks = (self._trees_of(host, record, top) for top in tops)
         return host.shell.call(differences.list_differences, *stacks)
 
     def _trees_of(self, host: Host, record: Record, top: str) -> differences.Stack:

@@ -47,6 +47,13 @@ class Disks(ABC):
         """
 
     @abstractmethod
+    def plan_again(self, record: Record, disk: DataDisk, *, is_trusted: bool) -> DataDisk:
+        """A volume's disk as a backup describes it, for the record of an instance that is to have it again.
+
+        `is_trusted`: whether this host's kernel may read its file system. Raises InvalidSpec, Unsupported.
+        """
+
+    @abstractmethod
     def add_to(self, host: Host, record: Record, domain: Element, disk: DataDisk) -> None:
         """Put the disk into a definition; everything else in it stays."""
 

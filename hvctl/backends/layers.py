@@ -7,12 +7,15 @@ top of it (`instances/snapshots.py`, `copies.py`, `compact.py`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 from hvctl.host import Host
 from hvctl.hostside import files, layers
+from hvctl.hostside.transfer import Source
 from hvctl.model import Image, Record
+from hvctl.rootfs.building import Building
 
 
 class Layers(ABC):
@@ -106,6 +109,37 @@ class Layers(ABC):
     @abstractmethod
     def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
         """Make one layer, in a directory aside, that shows on `parent` what `run` (lowest first) shows on what it stands on."""
+
+    @abstractmethod
+    def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
+        """What of an image a root of this mode stands on: a description of just that, and how its parts are read, by
+        their names. A tree is known by its archive: whoever has that completes the description (`tree_digest`)."""
+
+    @abstractmethod
+    def is_known_by(self, host: Host, image: Image) -> bool:
+        """Whether the identifier of an image stands for the base that it has here, too, and so for the same elsewhere."""
+
+    @abstractmethod
+    def has_base(self, host: Host, image: Image, base: Image) -> bool:
+        """Whether an image of the store, known by the right identifier, has a base that was described elsewhere."""
+
+    @abstractmethod
+    def read_layer(self, host: Host, layer: str) -> Source:
+        """How a sealed layer is read for a backup."""
+
+    @abstractmethod
+    def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
+        """Put the parts of a base, which came from outside, into the directory of an image in the making.
+
+        Raises InvalidSpec for what is refused.
+        """
+
+    @abstractmethod
+    def write_layer(self, host: Host, image: Image, parent: str, content: Path, aside: Path) -> None:
+        """Make a sealed layer on another ("": on the image) in a directory aside, from content that came from outside.
+
+        The file is used up. Raises InvalidSpec for what is refused.
+        """
 
     def group(self, host: Host, run: tuple[str, ...]) -> list[tuple[str, ...]]:
         """A run of layers as the runs that can be merged: only what was written with the same owners."""

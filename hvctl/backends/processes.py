@@ -57,4 +57,6 @@ def format_files(host: Host, record: Record, secrets: Secrets) -> dict[str, byte
     if record.address:
         gateway, prefix = networks.get_subnet(host.connection(record.mode), record.network)
         network = application.Network(address=record.address, prefix=prefix, gateway=gateway)
-    return application.format_files(record, secrets.process, secrets.process_ids, network)
+    return application.format_files(
+        record, secrets.process, secrets.process_ids, network, has_terminal=secrets.has_terminal
+    )

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes, vmimage
+from hvctl.backends import processes, vmdifferences, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.layers import Layers
 from hvctl.backends.vmconversion import VmConversion
@@ -25,7 +25,7 @@ from hvctl.hostside import files, machine, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
-from hvctl.rootfs import application, halves
+from hvctl.rootfs import application
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
 
@@ -63,6 +63,10 @@ class VmBackend(Backend):
         return replace(record, accelerator=accelerator, kernel_release=kernel_release), f"accelerator {reason}"
 
     def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
+        if image.disk is not None:
+            return image
+        from hvctl.rootfs import halves
+
         return halves.ensure_disk(host, image, events)
 
     def format_stub(self, record: Record) -> str:
@@ -116,6 +120,11 @@ class VmBackend(Backend):
 
     def check_memory(self) -> None:
         return
+
+    def list_differences(
+        self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
+    ) -> list[tuple[str, str]]:
+        return vmdifferences.list_differences(host, record, image, tops, events)
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         self.dress(host, record, secrets)

@@ -28,6 +28,7 @@ _PING_TIMEOUT_S = 2
 _LARGEST_BYTES = 16 * TIB
 # What virtio-blk hands to a guest as its serial number: 20 bytes (virtio 1.2, 5.2.6.4).
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}", re.ASCII)
+_TARGET = re.compile(r"vd[b-y]", re.ASCII)
 _RESERVED_SERIALS = ("root", "seed")
 
 # $1: bytes. The kernel inside may learn of the new size a moment after QEMU has told it.
@@ -71,6 +72,13 @@ class VmDisks(Disks):
             has_discard=request.has_discard,
             throttle=request.throttle,
         )
+
+    def plan_again(self, record: Record, disk: DataDisk, *, is_trusted: bool) -> DataDisk:
+        if disk.format is VolumeFormat.DIRECTORY or not _TARGET.fullmatch(disk.target):
+            raise InvalidSpec(f"{disk.name!r} cannot be a disk of a VM", hint="restore another backup")
+        if disk.target in {other.target for other in record.disks}:
+            raise InvalidSpec(f"two disks are {disk.target!r}", hint="restore another backup")
+        return replace(disk, serial=_check_serial(record, disk.serial), is_guest_written=bool(disk.filesystem))
 
     def add_to(self, host: Host, record: Record, domain: Element, disk: DataDisk) -> None:
         devices = domain.find("devices")

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from hvctl.access import agent
 from hvctl.backends.layers import Layers
-from hvctl.errors import HvctlError, NotFound, TimedOut
+from hvctl.errors import HvctlError, InvalidSpec, NotFound, TimedOut
 from hvctl.host import Host
-from hvctl.hostside import files, layers, tpm
+from hvctl.hostside import files, layers, sandbox, tpm, transfer
+from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains, livedisks, survey
-from hvctl.model import Image, Mode, Record
+from hvctl.model import Artefact, Image, Mode, Record
+from hvctl.rootfs import confined, intake
+from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
+from hvctl.units import GIB
 
 log = logging.getLogger(__name__)
 
 _QEMU_IMG_TIMEOUT_S = 60
 _MERGE_TIMEOUT_S = 3600
+_CHECK_ERRORS, _CHECK_LEAKS = 2, 3  # qemu-img(1)
 _PING_TIMEOUT_S = 5
 _FREEZE_TIMEOUT_S = 15
 _THAW_TRIES = 3
@@ -183,6 +190,46 @@ class VmLayers(Layers):
             words = [word for word in (line.text or "").split() if not word.startswith("systemd.machine_id=")]
             line.text = " ".join([*words, f"systemd.machine_id={record.uuid.hex}"])
 
+    def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
+        assert image.disk is not None
+        parts = [part for part in (image.kernel, image.initrd, image.disk.artefact) if part is not None]
+        folder = host.store.image(image.id)
+        sources = {plain(part).file: Source(kind=transfer.FILE, path=str(folder / part.file)) for part in parts}
+        kernel, initrd = (plain(part) if part else None for part in (image.kernel, image.initrd))
+        disk = replace(image.disk, artefact=plain(image.disk.artefact))
+        base = replace(image, disk=disk, kernel=kernel, initrd=initrd, has_tree=False, tree_digest="")
+        return base, sources
+
+    def is_known_by(self, host: Host, image: Image) -> bool:
+        return True  # with the digests, which `has_base` compares: a disk made of a tree is another one on each host
+
+    def has_base(self, host: Host, image: Image, base: Image) -> bool:
+        return _list_artefacts(image) == _list_artefacts(base)
+
+    def read_layer(self, host: Host, layer: str) -> Source:
+        return Source(kind=transfer.DISK, path=str(host.store.layer_disk(layer)))
+
+    def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
+        assert base.disk is not None
+        disk = parts[base.disk.artefact.file]
+        if check_overlay(work.host, disk) != base.disk.virtual_bytes or base.disk.format != "qcow2":
+            raise InvalidSpec("the backup's image is not as it says", hint="restore another one")
+        for name, path in parts.items():
+            work.host.shell.call(files.set_mode, path, 0o444)
+            work.host.shell.call(files.replace_if_there, path, work.image / name)
+
+    def write_layer(self, host: Host, image: Image, parent: str, content: Path, aside: Path) -> None:
+        """Its header is checked, and its tables by a confined qemu-img, before anything else opens it."""
+        call, disk = host.shell.call, aside / "disk.qcow2"
+        check_overlay(host, content)
+        base, format_ = base_of(host, image) if not parent else (host.store.layer_disk(parent), "qcow2")
+        call(files.make_directory, aside, 0o711)
+        call(files.replace_if_there, content, disk)
+        words: list[Argument] = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", base, "--", disk]
+        host.shell.run(words, timeout_s=_QEMU_IMG_TIMEOUT_S)
+        call(layers.seal, disk, find_reader(host))
+        call(layers.write_facts, aside, layers.Facts(parent=parent))
+
     def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
         """A copy of the highest, into which is written what it would read from the others: the copy is nobody's yet."""
         store, call = host.store, host.shell.call
@@ -195,6 +242,28 @@ class VmLayers(Layers):
         host.shell.run(words, timeout_s=_MERGE_TIMEOUT_S)
         call(layers.seal, disk, find_reader(host))
         call(layers.write_facts, aside, layers.Facts(parent=parent))
+
+
+def check_overlay(host: Host, path: Path) -> int:
+    """The size of a disk from outside. Raises InvalidSpec unless it is a plain qcow2 file of its own, sound in itself."""
+    limits = replace(confined.DEFAULTS, memory_bytes=4 * GIB)
+    facts = intake.check_disk(host, path, format="qcow2", limits=limits)
+    words = ["qemu-img", "check", "-q", "-f", "qcow2", "--", sandbox.place_input(0)]
+    done = confined.run_confined(host, path.parent, words, read_only=[path], limits=limits, check=False)
+    if done.status not in (0, _CHECK_LEAKS):
+        error = confined.explain(done, "the disk is damaged", limits)
+        raise InvalidSpec(error.message, hint="restore an older backup") if done.status == _CHECK_ERRORS else error
+    return facts.virtual_bytes
+
+
+def _list_artefacts(image: Image) -> list[Artefact]:
+    parts = (image.kernel, image.initrd, image.disk.artefact if image.disk else None)
+    return [plain(part) for part in parts if part is not None]
+
+
+def plain(artefact: Artefact) -> Artefact:
+    """A file of an image, whichever of its directories it lies in."""
+    return replace(artefact, file=Path(artefact.file).name)
 
 
 def base_of(host: Host, image: Image) -> tuple[Path, str]:

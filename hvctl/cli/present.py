@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from hvctl.model import DataDisk, Instance, Mode, Mount, Purpose
+from hvctl.model import DataDisk, Instance, Mode, Mount
 from hvctl.units import format_duration, format_size
 
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
@@ -54,7 +54,7 @@ def as_json(instance: Instance) -> dict[str, object]:
         "autostart": live.is_autostart,
         "created_at": record.created_at,
         "labels": dict(record.labels),
-        "snapshots": [item.name for item in record.snapshots if item.purpose is not Purpose.COPY],
+        "snapshots": [item.name for item in record.snapshots if not item.purpose.is_passing],
         "keep": dict(record.keep),
         "asked": {"cpus": spec.cpus, "memory_bytes": spec.memory_bytes, "autostart": spec.autostart},
         "pending": {"verb": record.pending.verb, "step": record.pending.step} if record.pending else None,
@@ -106,7 +106,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("template", spec.template),
         ("variables", " ".join(f"{key}={value}" for key, value in spec.variables)),
         ("autostart", _both("yes" if live.is_autostart else "no", "yes" if spec.autostart else "no")),
-        ("snapshots", " ".join(item.name for item in record.snapshots if item.purpose is not Purpose.COPY)),
+        ("snapshots", " ".join(item.name for item in record.snapshots if not item.purpose.is_passing)),
         ("keep", ",".join(f"{every}={count}" for every, count in record.keep)),
         ("created", f"{record.created_at} ({format_age(record.created_at)} ago)"),
         ("uuid", str(record.uuid)),

@@ -29,13 +29,20 @@ if TYPE_CHECKING:
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
 @click.option("--mount", "mounts", metavar="SRC:DST[:ro]", type=MOUNT, multiple=True, help="Share a directory.")
+@click.option(
+    "--tty/--no-tty",
+    "-t/-T",
+    default=None,
+    help="With or without a terminal (default: with, in a container, when interactive).",
+)
+@click.option("--interactive", "-i", is_flag=True, hidden=True)  # docker's habit; stdin is always passed on
 @click.option("--insecure", is_flag=True, help="Pull without checking the server's certificate.")
 @output_options
 def run(app: App, image: str, command: tuple[str, ...], **options: object) -> int:
     """Run a command in an instance of its own, and delete that when it has ended; exits with the command's own code.
 
     IMAGE is an image, or a source such as docker://registry/app:tag, which is pulled first when it is not here. Options
-    stand before it, words after it are the command. hvctl's own failure is 255.
+    stand before it, words after it are the command. hvctl's own failure is 255. stdin is passed on.
 
     Example: hvctl run docker://alpine:3 -- uname -a
     """
@@ -59,7 +66,9 @@ def run(app: App, image: str, command: tuple[str, ...], **options: object) -> in
         accel=AccelChoice.AUTO,
     )
     wishes = parse_wishes({**options, "command": words if is_application else ()})
-    return flow.run(app.host, flow.Request(create=Request(spec=spec, wishes=wishes), command=words))
+    tty = None if options["tty"] is None else bool(options["tty"])
+    request = flow.Request(create=Request(spec=spec, wishes=wishes), command=words, with_terminal=tty)
+    return flow.run(app.host, request)
 
 
 def _get_image(app: App, source: str, *, is_insecure: bool) -> Image:

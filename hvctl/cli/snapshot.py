@@ -145,13 +145,16 @@ def delete(app: App, name: str, snaps: tuple[str, ...], yes: bool) -> None:
 @click.argument("new", metavar="[SNAP]", required=False, default="")
 @output_options
 def diff(app: App, name: str, old: str, new: str) -> None:
-    """Show which files of a container changed between two snapshots, or since one (while it is off).
+    """Show which files changed between two snapshots, or since one (while it is off).
+
+    Of a VM: in the file system of its root, if that is ext2, ext3 or ext4.
 
     Example: hvctl snapshot diff box before-upgrade after-upgrade
     """
     from hvctl.instances import snapshots
 
-    found = snapshots.diff(app.host, name, old, new)
+    with app.progress() as events:
+        found = snapshots.diff(app.host, name, old, new, events)
 
     def for_people() -> None:
         for kind, path in found:

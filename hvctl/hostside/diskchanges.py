@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from hvctl.hostside import ids, refusal
 from hvctl.hostside.diskreader import DEEPEST, TYPES, Packer
+from hvctl.hostside.diskview import Raw
 from hvctl.hostside.ext4 import ROOT, FileSystem, Inode
 from hvctl.hostside.refusal import Refused, quote
 from hvctl.hostside.treewriter import is_kept
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     sys.excepthook = refusal.give_up
     disk, offset, size, tree, archive, *left_out = arguments
     descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
-    system = FileSystem(descriptor, int(offset), int(size))
+    system = FileSystem(Raw(descriptor), int(offset), int(size))
     system.check()
     with open(archive, "xb", buffering=_CHUNK_BYTES) as out:
         comparison = _Comparison(system, descriptor, Packer(system, descriptor, out))

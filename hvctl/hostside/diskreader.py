@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from hvctl.hostside import identityfiles, partitions, refusal
+from hvctl.hostside.diskview import Raw
 from hvctl.hostside.ext4 import ROOT, FileSystem, Inode
 from hvctl.hostside.refusal import Refused
 
@@ -38,10 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     verb, disk, *rest = arguments
     descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
     if verb == "survey":
-        parts = partitions.survey(descriptor, os.fstat(descriptor).st_size)
+        parts = partitions.survey(Raw(descriptor))
         sys.stdout.write(json.dumps([dataclasses.asdict(part) for part in parts]))
         return
-    system = FileSystem(descriptor, int(rest[0]), int(rest[1]))
+    system = FileSystem(Raw(descriptor), int(rest[0]), int(rest[1]))
     system.check()
     if verb == "identity":
         lister = _Lister(system)

@@ -52,6 +52,11 @@ def identify(head: bytes) -> str:
     return next((name for magic, name in _MAGICS if head.startswith(magic)), "")
 
 
+def count_inodes(descriptor: int) -> int:
+    """How many entries a squashfs image says that it has (Documentation/filesystems/squashfs.rst, the superblock)."""
+    return int.from_bytes(os.pread(descriptor, 4, 4), "little")
+
+
 class Source:
     """An archive that is being expanded."""
 

@@ -12,11 +12,13 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
+_HASHED_BYTES = 1024**2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -185,12 +187,17 @@ def remove_empty(path: Path) -> None:
         path.rmdir()
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+def hash_file(path: Path, look: Callable[[], None] | None = None) -> str:
+    """SHA-256 of a file, in hex. `look` is called now and then, and may raise."""
     import hashlib
 
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES))
+    with path.open("rb", buffering=0) as stream:
+        while size := stream.readinto(chunk):
+            digest.update(chunk[:size])
+            if look is not None:
+                look()
+    return digest.hexdigest()
 
 
 def exists(path: Path) -> bool:
@@ -250,6 +257,11 @@ def is_regular(path: Path) -> bool:
 def is_directory(path: Path) -> bool:
     """Whether this is a directory, or a link to one."""
     return path.is_dir()
+
+
+def is_plain_directory(path: Path) -> bool:
+    """Whether this is a directory itself, no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def is_link(path: Path) -> bool:

@@ -18,7 +18,7 @@ COUNT = 65536
 _FIRST, _END = 0x70000000, 0x80000000
 _LOCK = Path("/run/hvctl-ids.lock")
 _DELEGATED = (Path("/etc/subuid"), Path("/etc/subgid"))
-_TIMEOUT_S = 30
+_TIMEOUT_S = 120  # a hundred may wait for one another
 
 
 def choosing() -> contextlib.AbstractContextManager[None]:

@@ -166,7 +166,7 @@ def _merge(sources: Sequence[Path], below: Sequence[Path], target: Path) -> None
         through = [] if hides else _find_merged([path / name for path in below if os.path.lexists(path / name)])[0]
         _merge(merged, through, target / name)
         if below and not through:
-            os.setxattr(target / name, _OPAQUE, b"y")
+            make_opaque(target / name)
     _copy_attributes(sources[0], target)
 
 
@@ -182,10 +182,15 @@ def _find_merged(paths: Sequence[Path]) -> tuple[list[Path], bool]:
     return merged, False
 
 
-def _link(source: Path, target: Path) -> None:
-    for name in os.listxattr(source, follow_symlinks=False):
+def check_kind(path: Path) -> None:
+    """Raise OSError for what an overlay with other options than ours has written."""
+    for name in os.listxattr(path, follow_symlinks=False):
         if name in _FOREIGN:
-            raise OSError(errno.EOPNOTSUPP, "another kind of overlay wrote this layer", os.fspath(source))
+            raise OSError(errno.EOPNOTSUPP, "another kind of overlay wrote this layer", os.fspath(path))
+
+
+def _link(source: Path, target: Path) -> None:
+    check_kind(source)
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:  # newer kernels share one whiteout among all of a layer, up to the limit on links
@@ -212,6 +217,11 @@ def is_opaque(path: Path) -> bool:
         return False
 
 
+def make_opaque(directory: Path | int) -> None:
+    """Let a directory (its path, or a descriptor) hide the ones of its name below."""
+    os.setxattr(directory, _OPAQUE, b"y")
+
+
 def _owner_and_mode(path: Path) -> tuple[int, int, int]:
     facts = path.lstat()
     return facts.st_uid, facts.st_gid, facts.st_mode
@@ -222,9 +232,8 @@ def _copy_attributes(source: Path, target: Path) -> None:
     facts = source.lstat()
     os.chown(target, facts.st_uid, facts.st_gid, follow_symlinks=False)
     os.chmod(target, stat.S_IMODE(facts.st_mode))
+    check_kind(source)
     for name in os.listxattr(source, follow_symlinks=False):
-        if name in _FOREIGN:
-            raise OSError(errno.EOPNOTSUPP, "another kind of overlay wrote this layer", os.fspath(source))
         if not name.startswith("trusted.overlay."):
             with contextlib.suppress(FileNotFoundError):
                 os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False))

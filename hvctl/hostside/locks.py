@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _held: set[int] = set()
+_LONGEST_PAUSE_S = 0.008
 
 
 def held_descriptors() -> tuple[int, ...]:
@@ -71,9 +72,10 @@ def _take(path: Path, deadline_s: float) -> int:
             os.close(descriptor)
             if time.monotonic() >= deadline_s:
                 raise BlockingIOError(errno.EWOULDBLOCK, "held by another process", os.fspath(path)) from None
-            # flock(2) has no timeout and a signal would need the main thread; waiting is the rare case.
+            # flock(2) has no timeout and a signal would need the main thread. Who waits long must not look more seldom
+            # than those who come later, or starves among many (seen: 30 s, of 100 creates on a slow host).
             time.sleep(pause_s)
-            pause_s = min(pause_s * 2, 0.05)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             continue
         if _is_current(descriptor, path):
             return descriptor

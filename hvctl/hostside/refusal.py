@@ -16,6 +16,8 @@ FAILED = 70
 
 PROGRESS = "progress "
 """Begins a line of stderr that tells how many bytes of the input have been read."""
+PERCENT = "percent "
+"""Begins one that tells how far a program of others' says that it is."""
 
 _LONGEST_NAME = 80
 

@@ -1,12 +1,14 @@
 """The confined parent of a program that reads untrusted data: it passes on what that says, up to a limit.
 
 Called as `supervise BYTES PROGRAM ...`. A damaged disk can make qemu-img name every one of its billion clusters, all of
-which would lie in the memory of whoever started it. Ends with the program's status, 128 + N when signal N killed it.
+which would lie in the memory of whoever started it. How far `qemu-img -p` is becomes lines on stderr (`refusal.PERCENT`).
+Ends with the program's status, 128 + N when signal N killed it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -17,6 +19,7 @@ from hvctl.hostside.refusal import Refused
 
 _CHUNK_BYTES = 65536
 _NOT_FOUND = 127  # as a shell says it
+_PERCENT = re.compile(rb" *\((\d{1,3})\.\d\d/100%\)[\r\n]*")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,6 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     sys.excepthook = refusal.give_up
     left_bytes = limit_bytes = int(arguments[0])
     process, streams = _start(arguments[1:])
+    has_percent, told = "-p" in arguments[1:], -1
     while streams:
         for stream in select.select(list(streams), [], [])[0]:
             data = os.read(stream, _CHUNK_BYTES)
@@ -33,8 +37,16 @@ def main(arguments: Sequence[str]) -> None:
                 raise Refused(f"the program that reads it has more than {limit_bytes} bytes to say")
             if not data:
                 del streams[stream]
+                continue
+            target = streams[stream]
+            if has_percent and target == 1:
+                percents = [int(number) for number in _PERCENT.findall(data)]
+                data = _PERCENT.sub(b"", data)
+                if percents and percents[-1] > told:
+                    told = percents[-1]
+                    os.write(2, f"{refusal.PERCENT}{told}\n".encode())
             while data:
-                data = data[os.write(streams[stream], data) :]
+                data = data[os.write(target, data) :]
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     sys.exit(code if code >= 0 else 128 - code)
 

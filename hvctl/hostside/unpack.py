@@ -142,6 +142,8 @@ class _Job:
         self._entries, self._content_bytes = before.entries, before.expanded_bytes
         self._archive_bytes = os.fstat(self.descriptor).st_size
         self._next_look_bytes = 0
+        self._inodes = 0
+        """Of a squashfs image, as it says: another process reads it, nobody here sees how far."""
 
     def check_digest(self) -> None:
         with os.fdopen(os.dup(self.descriptor), "rb") as stream:
@@ -159,6 +161,8 @@ class _Job:
 
     def _run(self) -> Report:
         source = expand.Source(self._path, self.descriptor)
+        if source.compression == "squashfs":
+            self._inodes = expand.count_inodes(self.descriptor)
         os.chroot(sandbox.WORK)
         os.chdir("/")
         os.umask(0)
@@ -208,6 +212,8 @@ class _Job:
             raise Refused(f"it expands to more than {self._bounds.ratio} times its size")
         self._check_space()
         read = os.lseek(self.descriptor, 0, os.SEEK_CUR)
+        if self._inodes:
+            read = self._archive_bytes * min(self._entries, self._inodes) // self._inodes
         sys.stderr.write(f"{refusal.PROGRESS}{self._before.archive_bytes + read}\n")
         sys.stderr.flush()
 

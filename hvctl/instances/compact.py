@@ -20,7 +20,7 @@ from hvctl.instances import layers
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import COMPACT
-from hvctl.model import Record, State
+from hvctl.model import Purpose, Record, State
 
 
 def compact(host: Host, name: str, *, depth: int = layers.COMPACT_FROM, events: Sink = ignore) -> int:
@@ -50,6 +50,7 @@ def find_run(host: Host, record: Record) -> tuple[str, ...] | None:
     fixed = set(writable)
     if not mode_layers.is_replaced_while_running:
         fixed |= _list_open(host)
+    fixed |= _list_read(host, records)
     droppable = {layer for layer in used - ends if parents.count(layer) == 1} - (fixed - writable)
     for run in _runs(record.layers, droppable, fixed=fixed):
         for group in mode_layers.group(host, run):
@@ -64,6 +65,12 @@ def _list_open(host: Host) -> set[str]:
     return {
         layer for instance in host.instances() if instance.live.state not in off for layer in instance.record.layers
     }
+
+
+def _list_read(host: Host, records: list[Record]) -> set[str]:
+    """The layers that a backup reads."""
+    tops = {item.layer for record in records for item in record.snapshots if item.purpose is Purpose.BACKUP}
+    return {layer for top in tops for layer in layers.stack_of(host, top)}
 
 
 def _runs(stack: tuple[str, ...], droppable: set[str], *, fixed: set[str]) -> list[tuple[str, ...]]:

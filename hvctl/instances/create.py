@@ -156,7 +156,7 @@ def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -
     application.check_programs(host)
     process = application.resolve(image, request.wishes)
     ids = application.find_ids(host, image, process)
-    return Secrets(host_key=host_key, process=process, process_ids=ids)
+    return Secrets(host_key=host_key, process=process, process_ids=ids, has_terminal=bool(request.wishes.terminal))
 
 
 def _check_user_data(user_data: bytes) -> None:
@@ -209,14 +209,15 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
         change.redo_after("define")
 
 
-def reserve(host: Host, record: Record) -> str:
-    """Its address, kept from now on; empty without a network."""
+def reserve(host: Host, record: Record, wanted: str = "") -> str:
+    """Its address, kept from now on, the one that is wanted where that is free; empty without a network."""
     if not record.network:
         return ""
     call, last = host.shell.call, host.store.last_address
     with host.lock(f"network-{record.network}", timeout_s=30):
         after = host.read_text(last).strip() if call(files.exists, last) else ""
         connection = host.connection(record.mode)
-        address = networks.reserve(connection, record.network, name=record.name, mac=record.mac, after=after)
+        reservation = networks.Reservation(name=record.name, mac=record.mac, address=wanted)
+        address = networks.reserve_free(connection, record.network, reservation, after=after)
         call(files.write_file, last, f"{address}\n".encode(), 0o644)
     return address

@@ -59,6 +59,12 @@ def let_all_go(host: Host, record: Record) -> None:
             volumes.discard(host, disk.volume)
 
 
+def discard_all(host: Host, record: Record) -> None:
+    """Remove the volumes that were made for an instance that is not to be."""
+    for disk in record.disks:
+        volumes.discard(host, disk.volume)
+
+
 def grow(host: Host, record: Record) -> None:
     """Make the disk as large as the record says."""
     arguments = arguments_of(record)

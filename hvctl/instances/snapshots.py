@@ -58,8 +58,8 @@ def check_name(name: str) -> str:
 
 
 def list_snapshots(record: Record) -> tuple[Snapshot, ...]:
-    """The snapshots of an instance, oldest first; not those that last only as long as a copy is made."""
-    return tuple(item for item in record.snapshots if item.purpose is not Purpose.COPY)
+    """The snapshots of an instance, oldest first; not those that last only as long as a copy or backup is made."""
+    return tuple(item for item in record.snapshots if not item.purpose.is_passing)
 
 
 def get_snapshot(record: Record, name: str) -> Snapshot:
@@ -77,11 +77,11 @@ def measure(host: Host, record: Record, snapshot: Snapshot) -> int:
     return sum(host.shell.call(files.disk_usage, path) for path in paths if host.shell.call(files.exists, path))
 
 
-def diff(host: Host, name: str, old: str, new: str = "") -> list[tuple[str, str]]:
+def diff(host: Host, name: str, old: str, new: str = "", events: Sink = ignore) -> list[tuple[str, str]]:
     """What changed from one snapshot to another, or to what an instance that is off is now: (kind, path), by path.
 
     The kinds are `added`, `changed` and `removed`; changed is content, owner, mode or kind, not a time. Raises NotFound,
-    Unsupported, and WrongState while it runs and no second snapshot is named.
+    Unsupported for files that cannot be read here, and WrongState while it runs and no second snapshot is named.
     """
     host.require_root("snapshot diff")
     with host.lock(name):
@@ -99,7 +99,8 @@ def diff(host: Host, name: str, old: str, new: str = "") -> list[tuple[str, str]
                 f"{name!r} is {instance.state}: its files change while they are looked at",
                 hint=f"hvctl snapshot take {name}, and compare with that",
             )
-        return get_backend(record.mode).list_differences(host, record, layer, top)
+        image = layers.image_of(host, record)
+        return get_backend(record.mode).list_differences(host, record, image, (layer, top), events)
 
 
 def take(host: Host, name: str, request: Take, events: Sink = ignore) -> Snapshot:
@@ -315,7 +316,7 @@ def _describe(record: Record, request: Take, how: str, consistency: Consistency)
 
 
 def _name_by_time(record: Record, purpose: Purpose, now: datetime.datetime) -> str:
-    prefix = {Purpose.SCHEDULE: AUTOMATIC, Purpose.COPY: "copy-", Purpose.USER: "snap-"}[purpose]
+    prefix = {Purpose.SCHEDULE: AUTOMATIC, Purpose.USER: "snap-"}.get(purpose, f"{purpose}-")
     name = first = f"{prefix}{now:%Y%m%d-%H%M%S}"
     number = 1
     while any(item.name == name for item in record.snapshots):

@@ -29,6 +29,19 @@ CREATE = Verb(
 
 COPY = replace(CREATE, name="copy")
 
+# What it is restored from lies whole and checked in a directory of the store by then.
+RESTORE = replace(
+    CREATE,
+    name="restore",
+    steps=(
+        CREATE.steps[0],
+        Step(name="image"),  # one that nobody stands on goes by itself: `images.prune`
+        *CREATE.steps[1:3],
+        Step(name="volumes", undo=diskeffects.discard_all),
+        *CREATE.steps[3:],
+    ),
+)
+
 DELETE = Verb(
     name="delete",
     steps=(
@@ -95,6 +108,9 @@ PUBLISH = Verb(
     ),
     commit="copy",
 )
+
+# So is it while a backup copies its volumes.
+LEND = replace(PUBLISH, name="lend")
 
 DISK_ADD = Verb(
     name="disk-add",
@@ -235,7 +251,7 @@ CONVERT = Verb(
 VERBS = {
     verb.name: verb
     for verb in (
-        *(CREATE, COPY, DELETE, RENAME, SET, KERNEL, PUBLISH),
+        *(CREATE, COPY, RESTORE, DELETE, RENAME, SET, KERNEL, PUBLISH, LEND),
         *(DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET),
         *(TAKE, REVERT, FORGET, COMPACT, CONVERT),
     )

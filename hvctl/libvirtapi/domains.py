@@ -69,6 +69,14 @@ def find(connection: Connection, name: str) -> libvirt.virDomain | None:
         raise from_libvirt(error, f"cannot look up {name!r}") from error
 
 
+def find_by_uuid(connection: Connection, uuid: UUID) -> libvirt.virDomain | None:
+    """The domain of this UUID, or None."""
+    try:
+        return get(connection, uuid)
+    except NotFound:
+        return None
+
+
 def get(connection: Connection, uuid: UUID) -> libvirt.virDomain:
     """The domain of this UUID. Raises NotFound."""
     with in_words(f"cannot find the domain {uuid}"):

@@ -111,6 +111,16 @@ def reserve(connection: Connection, network: str, *, name: str, mac: str, addres
     return chosen
 
 
+def reserve_free(connection: Connection, network: str, wanted: Reservation, *, after: str) -> str:
+    """Keep the address that is wanted where it is one of the network's and free, else one as `reserve` chooses it."""
+    handle = get(connection, network)
+    definition = _definition(handle)
+    taken = {reservation.address for reservation in _reservations(definition)} | _leased(handle)
+    is_free = wanted.address in _list_range(definition) and wanted.address not in taken
+    address = wanted.address if is_free else ""
+    return reserve(connection, network, name=wanted.name, mac=wanted.mac, address=address, after=after)
+
+
 def release(connection: Connection, network: str, *, mac: str) -> None:
     """Give back what was kept for this MAC; fine when nothing was, or the network is gone."""
     handle = find(connection, network)
@@ -152,16 +162,22 @@ def _leased(network: libvirt.virNetwork) -> set[str]:
 
 
 def _next_free(definition: ElementTree.Element, network: str, taken: set[str], after: str) -> str:
-    numbers: list[int] = []
-    for range_ in definition.iterfind("./ip/dhcp/range"):
-        first, last = (int(ipaddress.IPv4Address(range_.attrib[end])) for end in ("start", "end"))
-        numbers += range(first, last + 1)
+    numbers = [int(ipaddress.IPv4Address(address)) for address in _list_range(definition)]
     start = int(ipaddress.IPv4Address(after)) if after else 0
     for number in sorted(numbers, key=lambda number: (number <= start, number)):
         address = str(ipaddress.IPv4Address(number))
         if address not in taken:
             return address
     raise HostError(f"the network {network!r} has no free address left", hint="delete instances, or see: hvctl gc")
+
+
+def _list_range(definition: ElementTree.Element) -> list[str]:
+    """The addresses that a network gives."""
+    found: list[str] = []
+    for range_ in definition.iterfind("./ip/dhcp/range"):
+        first, last = (int(ipaddress.IPv4Address(range_.attrib[end])) for end in ("start", "end"))
+        found += [str(ipaddress.IPv4Address(number)) for number in range(first, last + 1)]
+    return found
 
 
 def _update(network: libvirt.virNetwork, command: int, reservation: Reservation) -> None:

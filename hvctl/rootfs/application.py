@@ -10,7 +10,6 @@ import io
 import re
 import shlex
 import signal
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +18,18 @@ from hvctl.errors import HostError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import machine
 from hvctl.model import Image, Process, Record
-from hvctl.rootfs import intake
 
 HERE = "/dev/hvctl"
 """Where the init finds everything, in both modes: in `/dev`, which is no part of the image."""
 GRACE_S = 10
 """How long a process has after its stop signal, as Docker gives it."""
+_IN_TERMINAL = """
+. /dev/hvctl/application/settings
+/dev/hvctl/busybox chown "$uid" "$(/dev/hvctl/busybox tty)"
+cd "$directory" && . /dev/hvctl/application/start
+"""
+START = (f"{HERE}/busybox", "sh", "-c", _IN_TERMINAL)
+"""The command that becomes the process, in a terminal, which is then its user's."""
 _GUEST = Path(__file__).parent / "guest" / "application"
 _ACCOUNTS_LIMIT_BYTES = 4 * 1024**2
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -45,6 +50,8 @@ class Wishes:
     command: tuple[str, ...] = ()
     user: str = ""
     """`user`, `uid`, `user:group` or `uid:gid`; empty: the image's."""
+    terminal: str = ""
+    """What TERM says where its process is started from outside, with a terminal; empty: its init starts it."""
 
     @property
     def are_any(self) -> bool:
@@ -68,6 +75,8 @@ def resolve(image: Image, wishes: Wishes) -> Process:
     if wishes.entrypoint is not None:
         entrypoint, command = wishes.entrypoint, ()
     environment = {**dict(process.environment), **dict(wishes.environment)}
+    if wishes.terminal:
+        environment = {"TERM": wishes.terminal, **environment}
     process = replace(
         process,
         entrypoint=entrypoint,
@@ -113,15 +122,17 @@ def find_ids(host: Host, image: Image, process: Process) -> tuple[int, int]:
     return uid, gid
 
 
-def format_files(record: Record, process: Process, ids: tuple[int, int], network: Network) -> dict[str, bytes]:
-    """What the init is given: file -> content."""
+def format_files(
+    record: Record, process: Process, ids: tuple[int, int], network: Network, *, has_terminal: bool = False
+) -> dict[str, bytes]:
+    """What the init is given: file -> content. `has_terminal`: it leaves the process to whoever runs START."""
     settings = {
         "directory": process.directory or "/",
         "stop_signal": process.stop_signal.removeprefix("SIG"),
         "grace_s": str(GRACE_S),
         "uid": str(ids[0]),
         "gid": str(ids[1]),
-        "is_attached": "yes" if record.spec.is_ephemeral else "no",
+        "is_attached": "terminal" if has_terminal else "yes" if record.spec.is_ephemeral else "no",
         "address": network.address,
         "prefix": str(network.prefix),
         "gateway": network.gateway,
@@ -152,6 +163,8 @@ def mode_of(name: str) -> int:
 
 def pack(content: Mapping[str, bytes]) -> bytes:
     """Files as a tar archive, root's."""
+    import tarfile
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in content.items():
@@ -186,6 +199,8 @@ def _format_start(process: Process) -> str:
 
 def _find_id(host: Host, tree: Path, name: str, wanted: str, image: str) -> tuple[int, int]:
     """(uid, gid) from `etc/passwd`, (gid, _) from `etc/group`; a number need not be there."""
+    from hvctl.rootfs import intake
+
     content = intake.read_in_tree(host, tree, name, limit_bytes=_ACCOUNTS_LIMIT_BYTES) or b""
     for line in content.decode(errors="replace").splitlines():
         fields = line.split(":")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import secrets
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from hvctl.errors import HostError, HvctlError
 from hvctl.events import Note, Progress, Sink
 from hvctl.host import Host
-from hvctl.hostside import download, files
+from hvctl.hostside import files
 from hvctl.model import Artefact, Image
 from hvctl.rootfs import manifest, published
 from hvctl.units import format_size
@@ -72,8 +72,11 @@ class Building:
         self.tell("publishing", 98)
         call(files.set_mode, self.image, 0o711)
         published.publish(self.host, self.image, sealed)
-        for path in self.spent:
-            call(download.discard, path)
+        if self.spent:
+            from hvctl.hostside import download  # brings TLS along, which few commands need
+
+            for path in self.spent:
+                call(download.discard, path)
         self._tell_of_twins(sealed)
         self.tell("done", 100)
         return sealed
@@ -96,7 +99,7 @@ def begin(host: Host, name: str, events: Sink, *, needed_bytes: int = 0) -> Iter
     published.check_tag(name)
     collect(host)
     check_space(host, f"making {name!r}", needed_bytes)
-    token = secrets.token_hex(8)
+    token = os.urandom(8).hex()
     directory = host.store.building / token
     with host.lock(f"building-{token}"):
         try:

@@ -116,7 +116,7 @@ def acquire(work: Building, wanted: Wanted) -> Image:
     fetched = fetch.bring(work, entry.address)
     if digest:
         checksums.check(work, fetched, digest, entry.address)
-    return content.take_in(work, fetched, described)
+    return content.take_in(work, fetched.path, described, lambda: fetched.sha256)
 
 
 def _get(name: str) -> Entry:

@@ -57,11 +57,13 @@ def run_confined(
     capabilities: Sequence[str] = (),
     limits: Limits = DEFAULTS,
     check: bool = True,
+    tell: Callable[[float], None] | None = None,
 ) -> Completed:
     """Run a program that reads untrusted data; it sees `directory` as /work, where it starts, and each file as /in/N.
 
-    Without capabilities it writes only what is root's; it can read each of the files. Raises as Shell.run does; with `check`,
-    InvalidSpec when it ran into one of its limits or crashed, and HostError when there is no bubblewrap.
+    `tell` gets how far `qemu-img -p` is, from 0 to 1. Without capabilities it writes only what is root's; it can read
+    each of the files. Raises as Shell.run does; with `check`, InvalidSpec when it ran into one of its limits or crashed,
+    and HostError when there is no bubblewrap.
     """
     if not capabilities and not all(host.shell.call(sandbox.is_plainly_readable, path) for path in read_only):
         capabilities = sandbox.READ_ANY_OWNER
@@ -76,7 +78,14 @@ def run_confined(
     )
     words = [str(limits.output_bytes), *(os.fspath(word) for word in argv)]
     command = sandbox.python_command(confinement, "supervise", words)
-    done = wait_for(host, command, f"{argv[0]!r} failed", limits)
+
+    def on_line(line: str) -> None:
+        host.pause(0)
+        share = line.removeprefix(refusal.PERCENT)
+        if tell is not None and share != line and share.isdigit():
+            tell(int(share) / 100)
+
+    done = wait_for(host, command, f"{argv[0]!r} failed", limits, on_line)
     if check and done.status != 0:
         raise explain(done, f"{argv[0]!r} failed", limits)
     return done
@@ -95,7 +104,8 @@ def wait_for(
 
 def explain(done: Completed, attempt: str, limits: Limits) -> HvctlError:
     """The error that the end of a confined program means."""
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(refusal.PROGRESS)]
+    reports = (refusal.PROGRESS, refusal.PERCENT)
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(reports)]
     last = "; ".join(lines[-3:]) or f"it ended with {done.status}"
     if lines and (lines[-1].startswith("bwrap: ") or done.status == _NOT_FOUND):
         return HostError(f"{attempt}: {last}", hint="confinement needs the package bubblewrap: hvctl host doctor")

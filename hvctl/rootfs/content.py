@@ -6,6 +6,7 @@ Everything is read by confined workers (`rootfs/intake.py`); the disk becomes a 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from hvctl.hostside import expand, files, plaindisk, refusal, sandbox
 from hvctl.model import Disk, Firmware, Image, Provision
 from hvctl.rootfs import confined, intake
 from hvctl.rootfs.building import Building, now
-from hvctl.rootfs.fetch import Fetched
 from hvctl.rootfs.intake import Limits
 
 _HEAD_BYTES = 64 * 1024
@@ -69,17 +69,20 @@ class Described:
         )
 
 
-def take_in(work: Building, fetched: Fetched, described: Described) -> Image:
-    """The image that one file makes, a disk's or a tree's. Raises InvalidSpec for what is neither, or is refused."""
-    path = _readable(work, fetched.path)
+def take_in(work: Building, path: Path, described: Described, find_sha256: Callable[[], str]) -> Image:
+    """The image that one file makes, a disk's or a tree's. Raises InvalidSpec for what is neither, or is refused.
+
+    `find_sha256` gives the file's digest; it is asked for last.
+    """
+    path = _readable(work, path)
     head = path.open("rb").read(_HEAD_BYTES)
     compression = expand.identify(head)
     if plaindisk.is_tar(head) or compression == "squashfs":
-        return add_tree(work, path, described, f"sha256:{fetched.sha256}")
+        return replace(add_tree(work, path, described), tree_digest=f"sha256:{find_sha256()}")
     if compression:
         disk = work.directory / "expanded"
         if _expand(work, path, disk) == "tar":
-            return add_tree(work, path, described, f"sha256:{fetched.sha256}")
+            return replace(add_tree(work, path, described), tree_digest=f"sha256:{find_sha256()}")
         path, head = disk, disk.open("rb").read(_HEAD_BYTES)
     if not described.format and not _is_disk(head):
         raise InvalidSpec(
@@ -99,7 +102,7 @@ def add_disk(work: Building, path: Path, described: Described) -> Image:
     return replace(image, disk=disk)
 
 
-def add_tree(work: Building, path: Path, described: Described, digest: str) -> Image:
+def add_tree(work: Building, path: Path, described: Described, digest: str = "") -> Image:
     """The image with the root tree that this archive holds. Raises InvalidSpec when it is none, or not for this machine."""
     call = work.host.shell.call
     call(files.make_directory, work.rootfs.parent, 0o700)

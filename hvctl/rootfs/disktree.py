@@ -49,8 +49,8 @@ def make(work: Building, image: Image, aside: Path, *, is_trusted: bool) -> byte
     raw = RawDisk(work=work, subject=image.name, virtual_bytes=disk.virtual_bytes)
     work.tell("copying the disk", 5)
     source = host.store.image(image.id) / disk.artefact.file
-    words = ("qemu-img", "convert", "-f", disk.format, "-O", "raw", "--", sandbox.place_input(0), rawdisk.NAME)
-    raw.run(*words, read_only=[source])
+    words = ("qemu-img", "convert", "-p", "-f", disk.format, "-O", "raw", "--", sandbox.place_input(0), rawdisk.NAME)
+    raw.run(*words, read_only=[source], task="copying the disk")
     work.tell("looking for its root", 25)
     root, parts = raw.find_root()
     if root is None:

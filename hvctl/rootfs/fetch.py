@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound, TimedOut, WrongState
+from hvctl.errors import HostError, HvctlError, Interrupted, InvalidSpec, NotFound, TimedOut, WrongState
 from hvctl.events import Note, Progress
 from hvctl.host import Host
 from hvctl.hostside import download, files
@@ -100,12 +103,34 @@ def read(work: Building, address: str, *, limit_bytes: int = SMALL_BYTES) -> byt
 
 def measure(work: Building, path: Path, *, limit_bytes: int = LIMIT_BYTES) -> Fetched:
     """A file of this host, read once for its digests. Raises NotFound, InvalidSpec."""
+    check_local(path, limit_bytes=limit_bytes)
+    received = work.host.shell.call(download.hash_file, path, _teller(work, "reading"))
+    return Fetched(path=path, size_bytes=received.size_bytes, sha256=received.sha256, sha512=received.sha512)
+
+
+@contextlib.contextmanager
+def hashing(work: Building, path: Path) -> Iterator[Callable[[], str]]:
+    """The SHA-256 of a file of this host, found by another thread while the block works; whoever asks for it waits."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        if is_over.is_set():
+            raise Interrupted("interrupted")
+
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(work.host.shell.call, files.hash_file, path, look)
+        try:
+            yield found.result
+        finally:
+            is_over.set()
+
+
+def check_local(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+    """Raise NotFound, or InvalidSpec for what is too large, unless this is a file that can be taken."""
     if not path.is_file():
         raise NotFound(f"there is no file {str(path)!r}", hint="give the path of a disk or a root tree's archive")
     if path.stat().st_size > limit_bytes:
         raise InvalidSpec(f"{str(path)!r} is larger than {format_size(limit_bytes)}", hint="import something smaller")
-    received = work.host.shell.call(download.hash_file, path, _teller(work, "reading"))
-    return Fetched(path=path, size_bytes=received.size_bytes, sha256=received.sha256, sha512=received.sha512)
 
 
 def forget(work: Building, fetched: Fetched) -> None:

@@ -4,6 +4,7 @@ images that hvctl exported."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.errors import InvalidSpec
@@ -22,8 +23,8 @@ STDIN = "-"
 def acquire(work: Building, wanted: Wanted) -> Image:
     """Bring what an address or an absolute path names. Raises InvalidSpec for content that is refused, NotFound, HostError."""
     digest = checksums.parse_digest(wanted.sha256) if wanted.sha256 else None
-    is_remote = wanted.source.startswith(("http:", "https:"))
-    if is_remote:
+    fetched = None
+    if wanted.source.startswith(("http:", "https:")):
         _check_trust(work, wanted, digest)
         fetch.take_turn(work, wanted.source)
         known = published.find_by_origin(work.host, _describe(wanted, str(digest or "")).as_image(wanted.name))
@@ -31,17 +32,29 @@ def acquire(work: Building, wanted: Wanted) -> Image:
             work.events(Note(work.name, "it is here already"))
             return known
         fetched = fetch.bring(work, wanted.source)
-    elif wanted.source == STDIN:
-        work.tell("reading stdin", 0)
-        work.host.shell.call(files.receive, sys.stdin.fileno(), work.directory / "stdin")
-        fetched = fetch.measure(work, work.directory / "stdin")
-    else:
-        fetched = fetch.measure(work, Path(wanted.source.removeprefix("file://")))
+    path = fetched.path if fetched else _find_local(work, wanted.source)
     if digest:
+        fetched = fetched or fetch.measure(work, path)
         checksums.check(work, fetched, digest, wanted.source)
-    if bundles.is_bundle(work.host, fetched.path):
-        return bundles.take_in(work, fetched.path)
-    return content.take_in(work, fetched, _describe(wanted, str(digest or f"sha256:{fetched.sha256}")))
+    if bundles.is_bundle(work.host, path):
+        return bundles.take_in(work, path)
+    if fetched is not None:
+        sha256 = fetched.sha256
+        return content.take_in(work, path, _describe(wanted, str(digest or f"sha256:{sha256}")), lambda: sha256)
+    with fetch.hashing(work, path) as find_sha256:
+        image = content.take_in(work, path, _describe(wanted, ""), find_sha256)
+        return replace(image, origin=f"sha256:{find_sha256()}")
+
+
+def _find_local(work: Building, source: str) -> Path:
+    """The file of this host that is meant; what comes by stdin is written to one."""
+    path = Path(source.removeprefix("file://"))
+    if source == STDIN:
+        work.tell("reading stdin", 0)
+        path = work.directory / "stdin"
+        work.host.shell.call(files.receive, sys.stdin.fileno(), path)
+    fetch.check_local(path)
+    return path
 
 
 def _check_trust(work: Building, wanted: Wanted, digest: Digest | None) -> None:

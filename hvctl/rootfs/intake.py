@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,13 +135,18 @@ def convert_disk(
     scratch = target.with_name(f".{target.name}.convert")
     host.shell.call(files.make_directory, scratch, 0o700)
     work = _Conversion(host=host, source=source, facts=facts, scratch=scratch, limits=limits)
+    total_bytes = facts.virtual_bytes
+
+    def tell(share: float) -> None:
+        done_bytes = int(share * total_bytes)
+        events(Progress(subject or source.name, "copying the disk", done_bytes, total_bytes, is_bytes=True))
+
     try:
-        events(Progress(subject or source.name, "checking the disk", 0, 2))
+        events(Progress(subject or source.name, "checking the disk", 0, 0))
         work.check()
-        events(Progress(subject or source.name, "copying the disk", 1, 2))
-        made = work.convert()
+        made = work.convert(tell)
         host.shell.call(files.publish, made, target)
-        events(Progress(subject or source.name, "copying the disk", 2, 2))
+        tell(1)
     finally:
         host.shell.call(files.remove, scratch)
     return check_disk(host, target, format="qcow2", limits=limits)
@@ -200,14 +205,14 @@ def _unpack(job: _Job, request: unpack.Request, events: Sink, subject: str) -> N
         host.pause(0)
         done = line.removeprefix(refusal.PROGRESS)
         if done != line and done.isdigit():
-            events(Progress(subject, "unpacking", int(done), total_bytes))
+            events(Progress(subject, "unpacking", int(done), total_bytes, is_bytes=True))
 
     argv = sandbox.python_command(confinement, "unpack", [unpack.format_request(request)])
     attempt = f"cannot unpack {subject!r}"
     done = confined.wait_for(host, argv, attempt, limits, on_line)
     if done.status != 0:
         raise confined.explain(done, attempt, limits)
-    events(Progress(subject, "unpacking", total_bytes, total_bytes))
+    events(Progress(subject, "unpacking", total_bytes, total_bytes, is_bytes=True))
 
 
 def _bounds(limits: Limits) -> unpack.Bounds:
@@ -260,10 +265,10 @@ class _Conversion:
                 hint="free some space: hvctl image list; hvctl gc",
             )
 
-    def convert(self) -> Path:
-        """The finished file, in the scratch directory."""
-        words = ("convert", "-f", self.facts.format, "-O", "qcow2", "--", sandbox.place_input(0), "disk.qcow2")
-        done = self._run(*words)
+    def convert(self, tell: Callable[[float], None]) -> Path:
+        """The finished file, in the scratch directory; `tell` gets how far that is, from 0 to 1."""
+        words = ("convert", "-p", "-f", self.facts.format, "-O", "qcow2", "--", sandbox.place_input(0), "disk.qcow2")
+        done = self._run(*words, tell=tell)
         if done.status != 0:
             raise self._blame(done, "cannot be converted")
         made = self.scratch / "disk.qcow2"
@@ -278,7 +283,6 @@ class _Conversion:
             return InvalidSpec(error.message, hint="get it again, or from somebody else")
         return error
 
-    def _run(self, *words: str) -> Completed:
-        return run_confined(
-            self.host, self.scratch, ["qemu-img", *words], read_only=[self.source], limits=self.limits, check=False
-        )
+    def _run(self, *words: str, tell: Callable[[float], None] | None = None) -> Completed:
+        argv, inputs = ["qemu-img", *words], [self.source]
+        return run_confined(self.host, self.scratch, argv, read_only=inputs, limits=self.limits, check=False, tell=tell)

@@ -103,6 +103,13 @@ def publish(host: Host, aside: Path, image: Image) -> None:
         call(files.write_file, host.store.tags / check_tag(image.name), f"{image.id}\n".encode(), 0o644)
 
 
+def place(host: Host, aside: Path, image: Image) -> None:
+    """Give a finished directory its place without a name: it stays as long as an instance stands on it."""
+    with changing(host):
+        if not host.shell.call(files.exists, host.store.image(image.id)):
+            host.shell.call(files.publish, aside, host.store.image(image.id))
+
+
 def give_name(host: Host, image: Image) -> None:
     """Give one more name to an image that is in the store. Raises NotFound when it has gone meanwhile."""
     with changing(host):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hvctl.errors import HostError, InvalidSpec
-from hvctl.events import Note
+from hvctl.events import Note, Progress
 from hvctl.hostside import files, identityfiles, partitions, sandbox
 from hvctl.hostside.partitions import Part
 from hvctl.rootfs import confined
@@ -106,13 +106,21 @@ class RawDisk:
 
     def convert(self, target: Path) -> None:
         """Make a qcow2 file of it, and remove it."""
-        words = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "--", sandbox.place_input(0), "disk.qcow2")
-        self.run(*words, read_only=[self.path])
+        words = ("qemu-img", "convert", "-p", "-f", "raw", "-O", "qcow2", "--", sandbox.place_input(0), "disk.qcow2")
+        self.run(*words, read_only=[self.path], task="making the disk")
         self.work.host.shell.call(files.remove, self.path)
         self.work.host.shell.call(files.replace_if_there, self.work.directory / "disk.qcow2", target)
 
-    def run(self, *words: str, read_only: Sequence[Path] = (), check: bool = True) -> Completed:
-        """Run a program that sees the building's directory, and `read_only` with whatever owners."""
+    def run(self, *words: str, read_only: Sequence[Path] = (), check: bool = True, task: str = "") -> Completed:
+        """Run a program that sees the building's directory, and `read_only` with whatever owners.
+
+        `task`: what `qemu-img -p` is at, of all bytes of the disk.
+        """
+
+        def tell(share: float) -> None:
+            done_bytes = int(share * self.virtual_bytes)
+            self.work.events(Progress(self.work.name, task, done_bytes, self.virtual_bytes, is_bytes=True))
+
         return confined.run_confined(
             self.work.host,
             self.work.directory,
@@ -121,6 +129,7 @@ class RawDisk:
             capabilities=sandbox.READ_ANY_OWNER if read_only else (),
             limits=self.limits,
             check=check,
+            tell=tell,
         )
 
     def _survey(self) -> list[Part]:

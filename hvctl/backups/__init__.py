@@ -1,0 +1,1 @@
+"""Backups of instances: kept in a repository, restored on any host."""
