@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hvctl import config, metadata
 from hvctl.errors import HostError, Interrupted, WrongState
@@ -67,15 +68,18 @@ class Host:
         """
         from hvctl.libvirtapi import domains
 
-        found = []
+        found: dict[UUID, Instance] = {}
         for mode in Mode:
             for listed in domains.list_all(self.connection(mode)):
                 record = metadata.find(listed.xml)
-                if record is not None and record.store == self.store.root:
-                    found.append(Instance(record=record, live=listed.live))
-        known = {instance.record.uuid for instance in found}
-        found += [instance for instance in self.list_renaming() if instance.record.uuid not in known]
-        return sorted(found, key=lambda instance: instance.name)
+                if record is None or record.store != self.store.root:
+                    continue
+                # While one changes its mode both drivers have it, and the one that it comes from has the intent.
+                if record.uuid not in found or record.pending is not None:
+                    found[record.uuid] = Instance(record=record, live=listed.live)
+        for instance in self.list_renaming():
+            found.setdefault(instance.record.uuid, instance)
+        return sorted(found.values(), key=lambda instance: instance.name)
 
     def list_renaming(self) -> list[Instance]:
         """Instances whose definition the store keeps while libvirt has it under neither name; a crash leaves one so."""

@@ -17,7 +17,7 @@ know are kept as they are. It holds no secret: anybody who may read libvirt may 
       <hvctl:disk name="data" kind="volume" format="raw" volume="UUID" source="" size="10737418240" filesystem="ext4"
           guest-written="yes" target="vdb" serial="data" read-only="no" cache="default" discard="yes" iops="0" bytes="0"/>
       <hvctl:snapshot id="UUID" name="before" layer="UUID" parent="" taken="2026-01-31T12:00:00Z" comment=""
-          consistency="frozen" purpose="user"/>
+          consistency="frozen" purpose="user" mode="vm"/>
       <hvctl:keep every="hourly" count="24"/>
       <hvctl:pending verb="create" step="root"><hvctl:argument name="K" value="V"/></hvctl:pending>
     </hvctl:instance>
@@ -243,9 +243,10 @@ def _add_pairs(parent: Element, tag: str, pairs: tuple[tuple[str, str], ...]) ->
 def _parse(top: Element, name: str, uuid: UUID) -> Record:
     root, interface, access = (_child(top, tag) for tag in ("root", "interface", "access"))
     accelerator = root.get("accelerator", "")
+    spec = _parse_spec(_child(top, "spec"), name)
     record = Record(
         uuid=uuid,
-        spec=_parse_spec(_child(top, "spec"), name),
+        spec=spec,
         store=Path(top.attrib["store"]),
         created_at=top.get("created", ""),
         image_id=root.attrib["image"],
@@ -261,7 +262,7 @@ def _parse(top: Element, name: str, uuid: UUID) -> Record:
         authorized_keys=tuple(key.text or "" for key in access.findall(f"{_NS}key")),
         labels=_pairs(top, "label"),
         disks=tuple(parse_disk(disk.attrib) for disk in top.findall(f"{_NS}disk")),
-        snapshots=tuple(_parse_snapshot(item) for item in top.findall(f"{_NS}snapshot")),
+        snapshots=tuple(_parse_snapshot(item, spec.mode) for item in top.findall(f"{_NS}snapshot")),
         current=root.get("snapshot", ""),
         keep=tuple((item.attrib["every"], int(item.attrib["count"])) for item in top.findall(f"{_NS}keep")),
         unknown=tuple(ElementTree.tostring(child, encoding="unicode") for child in top if child.tag not in _KNOWN),
@@ -316,10 +317,12 @@ def _format_snapshot(snapshot: Snapshot) -> dict[str, str]:
         "comment": snapshot.comment,
         "consistency": snapshot.consistency,
         "purpose": snapshot.purpose,
+        "mode": snapshot.mode,
     }
 
 
-def _parse_snapshot(element: Element) -> Snapshot:
+def _parse_snapshot(element: Element, mode: Mode) -> Snapshot:
+    """`mode`: that of an instance which could not change it yet."""
     return Snapshot(
         id=element.attrib["id"],
         name=element.attrib["name"],
@@ -329,6 +332,7 @@ def _parse_snapshot(element: Element) -> Snapshot:
         comment=element.get("comment", ""),
         consistency=Consistency(element.attrib["consistency"]),
         purpose=Purpose(element.attrib["purpose"]),
+        mode=Mode(element.get("mode", mode)),
     )
 
 

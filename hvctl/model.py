@@ -246,6 +246,8 @@ class Snapshot:
     name: str
     layer: str
     """The layer it ends with, never written again; those below are the layer's own to tell. Empty: the image itself."""
+    mode: Mode
+    """What the instance was: only as that can it be reverted to this snapshot."""
     parent: str = ""
     """Identifier of the snapshot that the instance came from when it was taken; empty: from its creation."""
     taken_at: str = ""

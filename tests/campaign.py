@@ -171,6 +171,7 @@ def prepared(settings: Config) -> Iterator[tuple[Host, SmallDisk]]:
             for change in directories.missing(host):
                 change.apply()
             tiny.publish(host, "tiny")
+            tiny.publish_root(host, "tiny-root")
             try:
                 for mode in Mode:
                     name = f"bystander-{secrets.token_hex(3)}"
@@ -195,7 +196,7 @@ class Stage:
         """The world without it."""
         self.own: set[str] = {self.name}
         if self.scenario.needs_instance:
-            make_instance(host, mode, self.name)
+            make_instance(host, mode, self.name, image=self.scenario.image)
             self.scenario.prepare(host, self.name)
             self.own |= _names_of(query.get(host, self.name).record)
         self.before = self.now = world.look(host)

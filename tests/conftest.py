@@ -129,6 +129,12 @@ def tiny_image(host: Host) -> str:
 
 
 @pytest.fixture(scope="session")
+def root_image(host: Host) -> str:
+    """The name of one like it that has a Linux root on its disk, and the same as its tree."""
+    return tiny.publish_root(host, "tiny-root")
+
+
+@pytest.fixture(scope="session")
 def debian_image(host: Host) -> str:
     """The name of the default image: built once in this run, or that of the store which HVCTL_TEST_IMAGE_STORE names.
 

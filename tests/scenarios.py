@@ -11,8 +11,10 @@ by one, too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hvctl import images
 from hvctl.backups import create as backing_up
@@ -21,12 +23,24 @@ from hvctl.backups.opening import open_repository
 from hvctl.backups.repository import Repository
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
-from hvctl.instances import change, compact, copies, create, disks, layers, lifecycle, publish, query, snapshots
+from hvctl.instances import (
+    change,
+    compact,
+    convert,
+    copies,
+    create,
+    disks,
+    layers,
+    lifecycle,
+    publish,
+    query,
+    snapshots,
+)
 from hvctl.instances.verbs import VERBS
 from hvctl.model import Mode, Throttle
 from hvctl.operation import CLEAR
 from hvctl.units import MIB
-from tests import stacks, tiny
+from tests import roots, stacks, tiny
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Scenario:
     is_done: Callable[[Host, str], bool]
     prepare: Callable[[Host, str], object] = lambda host, name: None
     """What is done to the instance before."""
+    image: str = "tiny"
 
 
 def _write(host: Host, name: str, value: int) -> None:
@@ -70,8 +85,8 @@ def _is_reverted(host: Host, name: str) -> bool:
     return _content(host, name) == 1
 
 
-def make_instance(host: Host, mode: Mode, name: str, events: Sink = ignore) -> object:
-    request = create.Request(spec=tiny.make_spec(name, mode), start=False)
+def make_instance(host: Host, mode: Mode, name: str, events: Sink = ignore, *, image: str = "tiny") -> object:
+    request = create.Request(spec=tiny.make_spec(name, mode, image), start=False)
     return create.create(host, request, events)
 
 
@@ -160,7 +175,39 @@ def _is_copied(host: Host, name: str) -> bool:
     return query.find(host, f"{name}-new") is not None and _content(host, f"{name}-new") == 1
 
 
+def _edit(root: Path, first_id: int) -> None:
+    (root / "etc/new").write_text("new\n")
+    os.chown(root / "etc/new", first_id, first_id)
+    (root / "var/log/old").unlink()
+
+
+def _convert(host: Host, mode: Mode, name: str, events: Sink) -> object:
+    to = next(item for item in Mode if item is not mode)
+    return convert.convert(host, convert.Request(name=name, mode=to), events)
+
+
+def _is_converted(host: Host, name: str) -> bool:
+    """By the snapshot that has it as it was, which must show just what it shows now."""
+    record = query.get(host, name).record
+    shown = roots.look(host, record)
+    assert {"etc/motd", "etc/new"} <= set(shown)
+    assert "var/log/old" not in shown
+    kept = next((item for item in record.snapshots if item.mode is not record.mode), None)
+    if kept is None:
+        return False
+    was = replace(record, spec=replace(record.spec, mode=kept.mode))
+    assert roots.look(host, was, layers.stack_of(host, kept.layer)) == shown
+    return True
+
+
 SCENARIOS = {
+    "convert": Scenario(
+        needs_instance=True,
+        image="tiny-root",
+        prepare=lambda host, name: roots.change(host, query.get(host, name).record, _edit),
+        act=_convert,
+        is_done=_is_converted,
+    ),
     "publish": Scenario(
         needs_instance=True,
         act=_publish,

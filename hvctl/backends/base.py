@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
+from hvctl.backends.conversion import Conversion
 from hvctl.backends.disks import Disks
 from hvctl.backends.layers import Layers
 from hvctl.errors import HostError, InvalidSpec, Unsupported
@@ -91,6 +92,8 @@ class Backend(ABC):
     """What it does with data disks, and with the size of its root."""
     layers: ClassVar[Layers]
     """What it does with the layers of a root."""
+    conversion: ClassVar[Conversion]
+    """What it does with an instance that comes from the other mode, or goes to it."""
 
     @abstractmethod
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
@@ -230,6 +233,14 @@ class Backend(ABC):
     @abstractmethod
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
         """Write what belongs to it beside the root, in its directory of the store: identity, seed, kernel."""
+
+    @abstractmethod
+    def dress(self, host: Host, record: Record, secrets: Secrets) -> None:
+        """Give its directory of the store owner and modes, and put name and keys into it; part of `create_files`."""
+
+    @abstractmethod
+    def add_seed(self, host: Host, record: Record, secrets: Secrets) -> None:
+        """Give it cloud-init's seed where it needs one: its user data, or an image that learns everything so."""
 
     def discard_files(self, host: Host, record: Record) -> None:
         """Remove its directory of the store."""

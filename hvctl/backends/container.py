@@ -19,6 +19,7 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.containerconversion import ContainerConversion
 from hvctl.backends.containerdisks import RESERVED, ContainerDisks
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
@@ -47,6 +48,7 @@ class ContainerBackend(Backend):
     layers: ClassVar[ContainerLayers] = ContainerLayers()
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
     disks: ClassVar[ContainerDisks] = ContainerDisks()
+    conversion: ClassVar[ContainerConversion] = ContainerConversion()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         if require_kvm or record.spec.accel is not AccelChoice.AUTO:
@@ -123,17 +125,20 @@ class ContainerBackend(Backend):
             yield replace(record, first_id=host.shell.call(ids.find_free, taken))
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
+        self.dress(host, record, secrets)
+        if secrets.process is not None:
+            self._create_application(host, record, secrets)
+
+    def dress(self, host: Host, record: Record, secrets: Secrets) -> None:
         store, call = host.store, host.shell.call
         # The container's root comes here for its mounts; no other user does, to whom a shared directory or a setuid
         # program would be open that its own path keeps closed.
         for path, mode in ((store.instance(record.uuid), 0o710), (store.identity(record.uuid), 0o750)):
             call(files.make_directory, path, mode)
             call(files.set_owner, path, 0, record.first_id or 0)
-        if secrets.process is not None:
-            self._create_application(host, record, secrets)
-            return
-        for name, content in credentials(record, secrets).items():
-            self._write_identity(host, record, name, content)
+        if secrets.process is None:
+            for name, content in credentials(record, secrets).items():
+                self._write_identity(host, record, name, content)
 
     def _create_application(self, host: Host, record: Record, secrets: Secrets) -> None:
         """What its root may read but not change, and where its init writes."""
@@ -157,8 +162,11 @@ class ContainerBackend(Backend):
         host.shell.call(files.write_file, path, content, 0o640, group=record.first_id or 0)
 
     def create_root(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
-        layer, owner = host.store.layer(record.layers[-1]), record.first_id or 0
         self.layers.create(host, record, image, record.layers[-1], "")
+        self.add_seed(host, record, secrets)
+
+    def add_seed(self, host: Host, record: Record, secrets: Secrets) -> None:
+        layer, owner = host.store.layer(record.layers[-1]), record.first_id or 0
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             content = seed.format_files(record, secrets.host_key, secrets.user_data)
             host.shell.call(roots.add_files, layer, owner, "var/lib/cloud/seed/nocloud", content)

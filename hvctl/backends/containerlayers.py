@@ -61,6 +61,12 @@ class ContainerLayers(Layers):
         words: list[Argument] = ["cp", "--archive", "--reflink=auto", "--", f"{source}/.", target]
         host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
 
+    def restack(self, host: Host, record: Record, image: Image, xml: str) -> str:
+        """The mount is the hook's; but one that was a VM meanwhile may have other ids than a definition of then."""
+        domain = ElementTree.fromstring(xml)
+        self.adapt_copy(domain, record)
+        return ElementTree.tostring(domain, encoding="unicode")
+
     def adapt_copy(self, domain: ElementTree.Element, record: Record) -> None:
         for element in (*domain.iterfind("idmap/uid"), *domain.iterfind("idmap/gid")):
             if element.get("start") == "0":

@@ -15,6 +15,7 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends import processes, vmdifferences, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.layers import Layers
+from hvctl.backends.vmconversion import VmConversion
 from hvctl.backends.vmdisks import VmDisks
 from hvctl.backends.vmlayers import VmLayers
 from hvctl.errors import HostError, HvctlError, InvalidSpec
@@ -54,6 +55,7 @@ class VmBackend(Backend):
     layers: ClassVar[Layers] = VmLayers()
     example: ClassVar[Mapping[str, Any]] = {"accelerator": Accelerator.TCG, "kernel_release": "6.1.0-1-cloud-amd64"}
     disks: ClassVar[VmDisks] = VmDisks()
+    conversion: ClassVar[VmConversion] = VmConversion()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         accelerator, reason = accel.choose(host, record.spec.accel, require_kvm=require_kvm)
@@ -125,20 +127,27 @@ class VmBackend(Backend):
         return vmdifferences.list_differences(host, record, image, tops, events)
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:
-        store, call = host.store, host.shell.call
-        call(files.make_directory, store.instance(record.uuid), 0o711)
-        call(files.make_directory, store.identity(record.uuid), 0o711)
+        self.dress(host, record, secrets)
         if secrets.process is not None:
             self._create_application(host, record, secrets)
+        self.add_seed(host, record, secrets)
+        for artefact, path in _boot_files(host, record, image):
+            host.shell.call(files.clone_file, host.store.image(image.id) / artefact.file, path, 0o444)
+
+    def dress(self, host: Host, record: Record, secrets: Secrets) -> None:
+        store, call = host.store, host.shell.call
+        for path in (store.instance(record.uuid), store.identity(record.uuid)):
+            call(files.make_directory, path, 0o711)
+            call(files.set_owner, path, 0, 0)
         for name, content in credentials(record, secrets).items():
             call(files.write_file, store.identity(record.uuid) / name, content, 0o600)
+
+    def add_seed(self, host: Host, record: Record, secrets: Secrets) -> None:
         if secrets.user_data or record.provision is Provision.NOCLOUD:
             from hvctl import seed
 
             content = seed.make_nocloud(record, secrets.host_key, secrets.user_data, is_copy=secrets.is_copy)
-            call(files.write_file, store.seed(record.uuid), content, 0o600)
-        for artefact, path in _boot_files(host, record, image):
-            call(files.clone_file, store.image(image.id) / artefact.file, path, 0o444)
+            host.shell.call(files.write_file, host.store.seed(record.uuid), content, 0o600)
 
     def _create_application(self, host: Host, record: Record, secrets: Secrets) -> None:
         """What its init is given, as archives that QEMU hands over, and where its ports end."""

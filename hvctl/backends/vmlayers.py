@@ -66,7 +66,7 @@ class VmLayers(Layers):
         call(layers.sync_new, store.layer(layer))
 
     def seal(self, host: Host, layer: str) -> None:
-        host.shell.call(layers.seal, host.store.layer_disk(layer), _find_reader(host))
+        host.shell.call(layers.seal, host.store.layer_disk(layer), find_reader(host))
 
     def is_untouched(self, host: Host, layer: str) -> bool:
         return host.shell.call(layers.is_untouched_disk, host.store.layer_disk(layer))
@@ -149,7 +149,7 @@ class VmLayers(Layers):
         store, call = host.store, host.shell.call
         if call(files.exists, store.nvram(record.uuid)):
             call(files.clone_file, store.nvram(record.uuid), folder / "nvram.fd", 0o600)
-        if _has_tpm(domains.get_xml(_domain(host, record))):
+        if has_tpm(host, record):
             call(tpm.keep, str(record.uuid), folder)
         if record.kernel_release != image.kernel_release:  # else the image has it
             for path in (store.kernel(record.uuid), store.initrd(record.uuid)):
@@ -227,7 +227,7 @@ class VmLayers(Layers):
         call(files.replace_if_there, content, disk)
         words: list[Argument] = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", base, "--", disk]
         host.shell.run(words, timeout_s=_QEMU_IMG_TIMEOUT_S)
-        call(layers.seal, disk, _find_reader(host))
+        call(layers.seal, disk, find_reader(host))
         call(layers.write_facts, aside, layers.Facts(parent=parent))
 
     def merge(self, host: Host, image: Image, run: tuple[str, ...], parent: str, aside: Path) -> None:
@@ -240,7 +240,7 @@ class VmLayers(Layers):
         call(files.clone_file, store.layer_disk(run[-1]), disk, 0o600)
         words: list[Argument] = ["qemu-img", "rebase", "-q", "-f", "qcow2", "-F", format_, "-b", base, "--", disk]
         host.shell.run(words, timeout_s=_MERGE_TIMEOUT_S)
-        call(layers.seal, disk, _find_reader(host))
+        call(layers.seal, disk, find_reader(host))
         call(layers.write_facts, aside, layers.Facts(parent=parent))
 
 
@@ -304,13 +304,15 @@ def add_backing(disk: ElementTree.Element, chain: list[tuple[str, str]]) -> None
     ElementTree.SubElement(parent, "backingStore")
 
 
-def _find_reader(host: Host) -> int:
+def find_reader(host: Host) -> int:
     """The group that QEMU runs as: libvirt is told to leave the owners of what is below a top alone."""
     owner = survey.find_guest_owner(host.connection(Mode.VM))
     return owner[1] if owner is not None else 0
 
 
-def _has_tpm(xml: str) -> bool:
+def has_tpm(host: Host, record: Record) -> bool:
+    """Whether it has a TPM of its own."""
+    xml = domains.get_xml(_domain(host, record))
     return "<tpm" in xml and ElementTree.fromstring(xml).find("devices/tpm/backend[@type='emulator']") is not None
 
 

@@ -215,13 +215,13 @@ def output_options(function: Callable[..., T]) -> Callable[..., T]:
     return wrapper
 
 
-def confirm(app: App, question: str, *, yes: bool) -> None:
+def confirm(app: App, question: str, *, yes: bool, why: str = "this cannot be undone") -> None:
     """Ask on a terminal; without one `--yes` is required. Raises UsageError, or Interrupted when the answer is no."""
     from hvctl.errors import UsageError
 
     if yes:
         return
     if app.is_json or not (sys.stdin.isatty() and os.isatty(2)):
-        raise UsageError("this cannot be undone, and there is no terminal to ask on", hint="add --yes")
+        raise UsageError(f"{why}, and there is no terminal to ask on", hint="add --yes")
     if not click.confirm(question, err=True):
         raise Interrupted("nothing was changed")

@@ -34,6 +34,7 @@ COMMANDS = {
     "set": ("hvctl.cli.change:set_", "Change CPUs, memory, autostart."),
     "kernel": ("hvctl.cli.change:kernel", "Boot the newest kernel that is installed in the guest."),
     "copy": ("hvctl.cli.copy:copy", "Make an instance that begins as another is."),
+    "convert": ("hvctl.cli.convert:convert", "Change a VM into a container, or back."),
     "snapshot": ("hvctl.cli.snapshot:snapshot", "Take, list, show, revert, delete, compare snapshots."),
     "backup": ("hvctl.cli.backup:backup", "Back instances up, verify, restore them anywhere."),
     "ssh": ("hvctl.cli.enter:ssh", "Log in, or run a command, over ssh."),

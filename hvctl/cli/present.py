@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from hvctl.model import DataDisk, Instance, Mount
+from hvctl.model import DataDisk, Instance, Mode, Mount
 from hvctl.units import format_duration, format_size
 
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
@@ -89,7 +89,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("image", f"{spec.image} ({record.image_id[:12]})"),
         ("cpus", _both(str(live.cpus), str(spec.cpus))),
         ("memory", _both(format_size(live.memory_bytes), format_size(spec.memory_bytes))),
-        ("disk", format_size(spec.disk_bytes) if spec.disk_bytes else ""),
+        ("disk", format_size(spec.disk_bytes) if spec.disk_bytes and record.mode is Mode.VM else ""),
         ("address", record.address),
         ("mac", record.mac),
         ("network", record.network),

@@ -64,7 +64,7 @@ def list_(app: App, names: tuple[str, ...]) -> None:
     rows = [row for record in records for row in _tree(app, record)]
     app.print_result(
         [_as_json(app, record, item) for record in records for item in _listed(record)],
-        lambda: app.print_table(("INSTANCE", "SNAPSHOT", "AGE", "HOW", "SIZE", "COMMENT"), rows),
+        lambda: app.print_table(("INSTANCE", "SNAPSHOT", "MODE", "AGE", "HOW", "SIZE", "COMMENT"), rows),
     )
 
 
@@ -214,6 +214,7 @@ def _as_json(app: App, record: Record, item: Snapshot) -> dict[str, object]:
         "taken_at": item.taken_at,
         "consistency": item.consistency.value,
         "purpose": item.purpose.value,
+        "mode": item.mode.value,
         "parent": names.get(item.parent),
         "current": record.current == item.id,
         "comment": item.comment,
@@ -246,6 +247,7 @@ def _tree(app: App, record: Record) -> list[tuple[str, ...]]:
         size_bytes = _measure(app, record, item)
         size = "-" if size_bytes is None else format_size(size_bytes)
         shown = f"{'  ' * depth}{item.name}{mark}"
-        rows.append((record.name, shown, format_age(item.taken_at), item.consistency.value, size, item.comment))
+        age, how = format_age(item.taken_at), item.consistency.value
+        rows.append((record.name, shown, item.mode.value, age, how, size, item.comment))
         waiting += [(child, depth + 1) for child in reversed(listed) if child.parent == item.id]
     return rows

@@ -24,8 +24,8 @@ from hvctl.hostside.ext4 import ROOT, FileSystem, Inode
 from hvctl.hostside.refusal import Refused
 
 _BLOCK = 512
-_DEEPEST = 250
-_TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFDIR: b"5", stat.S_IFIFO: b"6"}
+DEEPEST = 250
+TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFDIR: b"5", stat.S_IFIFO: b"6"}
 _HARD_LINK = b"1"
 _ZEROS = bytes(1024 * 1024)
 # A file with fewer bytes of holes than this is written with them: a map costs more.
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(json.dumps(found))
         return
     with open(rest[2], "xb", buffering=1024 * 1024) as out:
-        _Packer(system, descriptor, out).pack()
+        Packer(system, descriptor, out).pack()
 
 
 class _Lister:
@@ -78,7 +78,7 @@ class _Lister:
         return name in self.names(folder)
 
 
-class _Packer:
+class Packer:
     """One tree on its way out."""
 
     def __init__(self, system: FileSystem, disk: int, out: BinaryIO) -> None:
@@ -92,7 +92,11 @@ class _Packer:
     def pack(self) -> None:
         """Everything, directories before what is in them, names in their order."""
         for path, inode in self._walk():
-            self._write_entry(path, inode)
+            self.write_entry(path, inode)
+        self.finish()
+
+    def finish(self) -> None:
+        """The archive's end mark."""
         self._out.write(bytes(2 * _BLOCK))
 
     def _walk(self) -> Iterator[tuple[bytes, Inode]]:
@@ -101,7 +105,7 @@ class _Packer:
             path, number, depth = waiting.pop()
             inode = self._system.inode(number)
             if stat.S_ISDIR(inode.mode):
-                if number in self._directories or depth > _DEEPEST:
+                if number in self._directories or depth > DEEPEST:
                     raise Refused("a directory contains itself, or others too deep")
                 self._directories.add(number)
                 below = self._system.entries(inode)
@@ -109,15 +113,16 @@ class _Packer:
                     continue
                 prefix = path + b"/" if path else b""
                 waiting += [(prefix + name, inner, depth + 1) for name, inner in reversed(below)]
-            if stat.S_IFMT(inode.mode) in _TYPES:
+            if stat.S_IFMT(inode.mode) in TYPES:
                 yield path, inode
 
-    def _write_entry(self, path: bytes, inode: Inode) -> None:
+    def write_entry(self, path: bytes, inode: Inode) -> None:
+        """One file or directory, whose directory was written before; the second of two names of a file is a link."""
         name = b"./" + path + (b"/" if stat.S_ISDIR(inode.mode) and path else b"")
         records: dict[bytes, bytes] = {b"SCHILY.xattr." + key: value for key, value in inode.attributes}
         if inode.mtime_ns % 10**9 or not 0 <= inode.mtime_ns < 8**11 * 10**9:
             records[b"mtime"] = _format_time(inode.mtime_ns)
-        kind, link = _TYPES[stat.S_IFMT(inode.mode)], b""
+        kind, link = TYPES[stat.S_IFMT(inode.mode)], b""
         if stat.S_ISLNK(inode.mode):
             link = self._system.link(inode)
         if inode.links > 1 and not stat.S_ISDIR(inode.mode):

@@ -101,6 +101,27 @@ def merge_uppers(uppers: Sequence[Path], below: Sequence[Path], target: Path) ->
     _merge([*reversed(uppers)], [*reversed(below)], target)
 
 
+def add_whiteouts(upper: Path, names: Sequence[str]) -> None:
+    """Say in a layer that no container has seen yet that these names are gone. No link in it is followed.
+
+    Raises OSError for a name whose directory is not there, or that is there itself.
+    """
+    known = {upper}
+    for name in names:
+        parts = name.split("/")
+        if not all(part not in ("", ".", "..") for part in parts):
+            raise OSError(errno.EINVAL, "not a name below the root", name)
+        folder = upper
+        for part in parts[:-1]:
+            folder = folder / part
+            if folder not in known and not _is_directory(folder):
+                raise OSError(errno.ENOTDIR, "not a directory", os.fspath(folder))
+            known.add(folder)
+        facts = folder.lstat()
+        os.mknod(folder / parts[-1], stat.S_IFCHR, os.makedev(0, 0))
+        os.utime(folder, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
 def replace(layer: Path, aside: Path) -> None:
     """Put what is aside in the place of a layer, and that aside: one rename(2), after a sync."""
     files.sync_tree(aside)

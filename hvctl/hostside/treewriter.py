@@ -344,7 +344,7 @@ class Tree:
 
     def _set_attributes(self, descriptor: int, entry: Entry) -> None:
         for name, value in entry.attributes:
-            if not name.startswith(_KEPT_ATTRIBUTES) or name.startswith(_OVERLAYS_ATTRIBUTES):
+            if not is_kept(name):
                 continue
             is_old = name.startswith(b"system.") and not value.startswith(_ACL_VERSION)
             if is_old or len(name) > _LONGEST_NAME or b"\0" in name or len(value) > _MOST_ATTRIBUTE_BYTES:
@@ -403,3 +403,8 @@ class Tree:
     def _empty_lower(self, descriptor: int, path: tuple[bytes, ...]) -> None:
         for child in map(os.fsencode, os.listdir(descriptor)):
             self._remove_lower(descriptor, child, (*path, child))
+
+
+def is_kept(attribute: bytes) -> bool:
+    """Whether an extended attribute of this name is written into a tree."""
+    return attribute.startswith(_KEPT_ATTRIBUTES) and not attribute.startswith(_OVERLAYS_ATTRIBUTES)

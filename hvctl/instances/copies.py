@@ -125,7 +125,7 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
     stack = layers.stack_of(host, snapshot.layer)
     runs: tuple[tuple[str, ...], ...] = ()
     if request.is_full:
-        runs = tuple(get_backend(source.mode).layers.group(host, stack))
+        runs = tuple(get_backend(origin.mode).layers.group(host, stack))
         needed_bytes = sum(host.shell.call(files.disk_usage, host.store.layer(layer)) for layer in stack)
         layers.check_space(host, needed_bytes, what=f"a full copy of {source.name!r}")
         stack = tuple(str(uuid4()) for _run in runs)

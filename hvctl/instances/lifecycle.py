@@ -63,8 +63,6 @@ def stop(
     """
     with host.lock(name):
         instance = query.get_complete(host, name)
-        connection = host.connection(instance.record.mode)
-        domain = domains.get(connection, instance.record.uuid)
         if instance.state in (State.STOPPED, State.CRASHED):
             return False
         if force:
@@ -72,16 +70,22 @@ def stop(
             return True
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused and cannot shut down", hint=f"hvctl resume {name}, or stop --force")
-        events(StepStarted(name, "stop", "shutdown"))
-        events(Stage(name, "shutdown"))
-        try:
-            backend = get_backend(instance.record.mode)
-            ask = functools.partial(backend.ask_to_stop, host, instance.record)
-            domains.shut_down(connection, domain, timeout_s=timeout_s, ask=ask)
-        except TimedOut as error:
-            error.hint = f"wait longer with --timeout, or: hvctl stop --force {name}"
-            raise
+        stop_locked(host, instance, timeout_s=timeout_s, events=events)
         return True
+
+
+def stop_locked(host: Host, instance: Instance, *, timeout_s: float = STOP_TIMEOUT_S, events: Sink = ignore) -> None:
+    """Ask a running guest to power off and wait, while the caller holds the lock. Raises TimedOut, the guest running."""
+    name, record = instance.name, instance.record
+    connection = host.connection(record.mode)
+    events(StepStarted(name, "stop", "shutdown"))
+    events(Stage(name, "shutdown"))
+    ask = functools.partial(get_backend(record.mode).ask_to_stop, host, record)
+    try:
+        domains.shut_down(connection, domains.get(connection, record.uuid), timeout_s=timeout_s, ask=ask)
+    except TimedOut as error:
+        error.hint = f"wait longer with --timeout, or: hvctl stop --force {name}"
+        raise
 
 
 def restart(

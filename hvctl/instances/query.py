@@ -17,14 +17,18 @@ def list_instances(host: Host) -> list[Instance]:
 def find(host: Host, name: str) -> Instance | None:
     """The instance of this name on either driver, or None.
 
-    Raises NotManaged when the name is a domain that hvctl did not make, or one of another store.
+    Raises NotManaged when the name is a domain that hvctl did not make, or one of another store. While an instance
+    changes its mode both drivers have it: the one that it comes from has the intent, and is given.
     """
+    found: Instance | None = None
     for mode in Mode:
         domain = domains.find(host.connection(mode), name)
         if domain is None:
             continue
         listed = domains.describe(domain)
         record = metadata.find(listed.xml)
+        if found is not None and (record is None or record.pending is None):
+            continue
         if record is None:
             raise NotManaged(
                 f"{name!r} is a {mode} that hvctl did not make", hint="hvctl leaves it alone; manage it with virsh"
@@ -34,7 +38,9 @@ def find(host: Host, name: str) -> Instance | None:
                 f"{name!r} belongs to another store, {str(record.store)!r}",
                 hint=f"HVCTL_STORE={record.store} hvctl ...",
             )
-        return Instance(record=record, live=listed.live)
+        found = Instance(record=record, live=listed.live)
+    if found is not None:
+        return found
     for instance in host.list_renaming():
         if name in (instance.name, operation.arguments_of(instance.record).get("from")):
             return instance

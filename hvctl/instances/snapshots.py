@@ -87,6 +87,8 @@ def diff(host: Host, name: str, old: str, new: str = "", events: Sink = ignore) 
     with host.lock(name):
         instance = query.get_complete(host, name)
         record = instance.record
+        for item in filter(None, (old, new)):
+            _check_mode(record, get_snapshot(record, item))
         layer = get_snapshot(record, old).layer
         if new:
             top = get_snapshot(record, new).layer
@@ -152,6 +154,7 @@ def revert(
         instance = get_settled(host, name)
         record, was_running = instance.record, instance.state in _ON
         snapshot = get_snapshot(record, snapshot_name)
+        _check_mode(record, snapshot)
         memory = host.store.snapshot(record.uuid, snapshot.id) / "memory.save"
         is_live = snapshot.consistency is Consistency.MEMORY
         if instance.state not in _OFF and not (force and was_running):
@@ -196,6 +199,17 @@ def delete_locked(host: Host, record: Record, snapshot: Snapshot, events: Sink) 
     going = replace(snapeffects.without_snapshot(record, snapshot.id), pending=pending)
     with operation.begin(host, FORGET, going, claim_existing(host), events) as change:
         change.redo_after(operation.CLAIM)
+
+
+def _check_mode(record: Record, snapshot: Snapshot) -> None:
+    """Raise WrongState for a snapshot of what the instance was in the other mode."""
+    if snapshot.mode is not record.mode:
+        then, now = (get_backend(mode).noun for mode in (snapshot.mode, record.mode))
+        raise WrongState(
+            f"snapshot {snapshot.name!r} is of {record.name!r} as {then}, and it is {now} now",
+            hint=f"hvctl convert {record.name} --to {snapshot.mode}, and try again; "
+            f"or another one of it: hvctl copy {record.name}@{snapshot.name} NAME",
+        )
 
 
 def _find_finished(was: Record, now: Record) -> Snapshot | None:
@@ -258,7 +272,7 @@ def _take(host: Host, instance: Instance, request: Take, how: str, events: Sink)
     claimed = replace(snapeffects.with_snapshot(record, snapshot), pending=pending)
     with operation.begin(host, TAKE, claimed, claim_existing(host), events) as change:
         with change.step("files"):
-            _keep_files(host, change.record, image, snapshot)
+            keep_files(host, change.record, image, snapshot)
         with change.step("layer"):
             if layer:
                 parent = record.layers[-1] if how == GROW else "".join(record.layers[-2:-1])
@@ -292,6 +306,7 @@ def _describe(record: Record, request: Take, how: str, consistency: Consistency)
         id=str(uuid4()),
         name=name,
         layer={GROW: record.layers[-1], ASIDE: str(uuid4()), NAME: below}[how],
+        mode=record.mode,
         parent=record.current,
         taken_at=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         comment=request.comment,
@@ -310,7 +325,7 @@ def _name_by_time(record: Record, purpose: Purpose, now: datetime.datetime) -> s
     return name
 
 
-def _keep_files(host: Host, record: Record, image: Image, snapshot: Snapshot) -> None:
+def keep_files(host: Host, record: Record, image: Image, snapshot: Snapshot) -> None:
     """The definition of this moment and what belongs to the state beside the root."""
     store, call = host.store, host.shell.call
     folder = store.snapshot(record.uuid, snapshot.id)
@@ -362,6 +377,11 @@ def _reverted(host: Host, record: Record, snapshot: Snapshot) -> Record:
         raise NotFound(
             f"snapshot {snapshot.name!r} has lost its definition",
             hint=f"hvctl snapshot delete {record.name} {snapshot.name}",
+        )
+    if bool(then.first_id) != bool(record.first_id):
+        raise WrongState(
+            f"{record.name!r} was privileged at snapshot {snapshot.name!r}, and is not now",
+            hint=f"make another one of it: hvctl copy {record.name}@{snapshot.name} NAME",
         )
     layer = str(uuid4())
     # All of them, not the top alone: one that another instance's compaction made part of the next is found by its name only.

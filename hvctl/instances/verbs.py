@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hvctl.host import Host
-from hvctl.instances import diskeffects, effects, snapeffects
+from hvctl.instances import converteffects, diskeffects, effects, snapeffects
 from hvctl.model import Record
 from hvctl.operation import CLAIM, Step, Verb, arguments_of
 
@@ -225,11 +225,34 @@ COMPACT = Verb(
     outcome=snapeffects.compacted,
 )
 
+# The record with the intent is that of the mode which is left; it goes with the last step.
+CONVERT = Verb(
+    name="convert",
+    steps=(
+        Step(name="stop", undo=converteffects.start_again),
+        Step(name="name", undo=converteffects.undefine_new),
+        Step(name="keep", undo=converteffects.discard_kept),
+        Step(name="files", undo=converteffects.dress_back),
+        Step(name="root", undo=converteffects.discard_new_root),
+        Step(name="define"),
+        Step(name="answer", undo=converteffects.end_new),
+        Step(name="shed", redo=converteffects.shed),
+        Step(name="volumes", redo=converteffects.let_volumes_go),
+        Step(name="seal", redo=converteffects.seal_kept),
+        Step(name="free", redo=snapeffects.free_old),
+        Step(name="autostart", redo=converteffects.apply_autostart),
+        Step(name="copy", redo=converteffects.write_copy),
+        Step(name="undefine", redo=effects.undefine),
+    ),
+    commit="answer",
+    removes_domain=True,
+)
+
 VERBS = {
     verb.name: verb
     for verb in (
         *(CREATE, COPY, RESTORE, DELETE, RENAME, SET, KERNEL, PUBLISH, LEND),
         *(DISK_ADD, DISK_REMOVE, DISK_RESIZE, DISK_SET),
-        *(TAKE, REVERT, FORGET, COMPACT),
+        *(TAKE, REVERT, FORGET, COMPACT, CONVERT),
     )
 }

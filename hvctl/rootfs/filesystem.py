@@ -45,8 +45,17 @@ def make_disk(
 
     Raises HostError for a full file system, InvalidSpec for a tree that cannot be put into one.
     """
-    raw = RawDisk(work=work, subject=work.name, virtual_bytes=virtual_bytes)
     work.tell("making the file system", percent.file_system)
+    raw = make_raw(work, tree, virtual_bytes=virtual_bytes, modules=modules)
+    work.tell("making the disk", percent.disk)
+    raw.convert(target)
+    work.tell("computing digests", percent.digests)
+    return Disk(artefact=work.artefact(target), format="qcow2", virtual_bytes=virtual_bytes)
+
+
+def make_raw(work: Building, tree: Path, *, virtual_bytes: int, modules: Modules | None = None) -> RawDisk:
+    """The file system of a tree, of this size, in the building's directory. Raises as `make_disk` does."""
+    raw = RawDisk(work=work, subject=work.name, virtual_bytes=virtual_bytes)
     words = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-m", "1", "-e", "remount-ro"]
     # The file is sparse, so zeroing all inode tables now costs nothing; a guest would write them in the background
     # of its first boot, into its own layer.
@@ -56,10 +65,7 @@ def make_disk(
         entries = work.host.shell.call(files.list_tree, modules.source)
         lines = _format_commands(entries, sandbox.place_input(0), modules.target)
         raw.edit(lines, read_only=[modules.source], accepted="already exists")
-    work.tell("making the disk", percent.disk)
-    raw.convert(target)
-    work.tell("computing digests", percent.digests)
-    return Disk(artefact=work.artefact(target), format="qcow2", virtual_bytes=virtual_bytes)
+    return raw
 
 
 def _format_commands(entries: list[tuple[str, str]], source: str, target: str) -> list[str]:

@@ -61,6 +61,15 @@ class RawDisk:
         """Write a root as a tar archive into the building's directory."""
         self._read("pack", NAME, str(root.offset), str(root.size), archive)
 
+    def pack_changes(self, root: Part, tree: Path, archive: str, left_out: Sequence[str] = ()) -> list[str]:
+        """Write what of a root a tree does not have as a tar archive; which names of the tree are gone.
+
+        `left_out`: paths that are not looked at.
+        """
+        words = (NAME, str(root.offset), str(root.size), sandbox.place_input(0), archive, *left_out)
+        answer = self._read(*words, module="diskchanges", read_only=[tree])
+        return list(answer["gone"])
+
     def remove_identity(self, root: Part) -> None:
         """Take out of a root what is one system's own."""
         answer = self._read("identity", NAME, str(root.offset), str(root.size))
@@ -137,16 +146,18 @@ class RawDisk:
         found = self._read("survey", NAME)
         return [Part(**part) for part in found]
 
-    def _read(self, *arguments: str) -> Any:
+    def _read(self, *arguments: str, module: str = "diskreader", read_only: Sequence[Path] = ()) -> Any:
         """What the worker says."""
         limits = self.limits
         confinement = sandbox.Confinement(
             directory=self.work.directory,
+            read_only=tuple((path, sandbox.place_input(number)) for number, path in enumerate(read_only)),
+            capabilities=sandbox.READ_ANY_OWNER if read_only else (),
             cpu_s=limits.cpu_s,
             memory_bytes=limits.memory_bytes,
             file_bytes=limits.file_bytes,
         )
-        words = sandbox.python_command(confinement, "diskreader", arguments)
+        words = sandbox.python_command(confinement, module, arguments)
         done = self.work.host.shell.run(words, timeout_s=limits.wall_s, check=False)
         if done.status != 0:
             raise confined.explain(done, f"cannot read the disk of {self.subject!r}", limits)

@@ -32,7 +32,7 @@ _ROOM = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kernel:
+class Kernel:
     """What a disk without a boot loader is booted by."""
 
     release: str
@@ -50,12 +50,7 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
     """
     host, call = work.host, work.host.shell.call
     tree = host.store.image_tree(image.id)
-    if not call(inroot.find, tree, _INITS):
-        raise InvalidSpec(
-            f"the tree of image {image.name!r} has no {_INITS[0]}, so it cannot run as a VM",
-            hint="see what it is: hvctl image show",
-        )
-    kernel = _find_own(host, tree) or _borrow(host, image)
+    kernel = choose_kernel(host, image, tree)
     used_bytes = call(files.disk_usage, tree)
     check_space(host, f"making the disk of {image.name!r}", 2 * used_bytes + GIB // 4)
     if kernel.lender is not None:
@@ -64,11 +59,11 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
         work,
         tree,
         aside / "disk.qcow2",
-        virtual_bytes=max(DEFAULT_DISK_BYTES, -(-_ROOM * used_bytes // GIB) * GIB),
+        virtual_bytes=max(DEFAULT_DISK_BYTES, choose_size(used_bytes)),
         percent=_PERCENT,
-        modules=_find_missing_modules(host, tree, kernel),
+        modules=find_missing_modules(host, tree, kernel),
     )
-    _place_boot_files(host, tree, kernel, aside)
+    place_boot_files(host, tree, kernel, aside)
     finished = replace(
         image,
         disk=disk,
@@ -81,7 +76,25 @@ def make(work: Building, image: Image, aside: Path) -> bytes:
     return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
 
 
-def _find_own(host: Host, tree: Path) -> _Kernel | None:
+def choose_size(used_bytes: int) -> int:
+    """Bytes of a disk with room for a tree that takes this much."""
+    return -(-_ROOM * used_bytes // GIB) * GIB
+
+
+def choose_kernel(host: Host, image: Image, tree: Path) -> Kernel:
+    """What boots a tree, of this image or of what has become of it.
+
+    Raises InvalidSpec for a tree without an init, NotFound when no image has a kernel to give.
+    """
+    if not host.shell.call(inroot.find, tree, _INITS):
+        raise InvalidSpec(
+            f"the tree of image {image.name!r} has no {_INITS[0]}, so it cannot run as a VM",
+            hint="see what it is: hvctl image show",
+        )
+    return _find_own(host, tree) or _borrow(host, image)
+
+
+def _find_own(host: Host, tree: Path) -> Kernel | None:
     """The newest kernel in a tree that hvctl built, its initrd one that boots there."""
     call = host.shell.call
     if not call(inroot.find, tree, [_OWN_KERNEL]):
@@ -96,16 +109,17 @@ def _find_own(host: Host, tree: Path) -> _Kernel | None:
     if not whole:
         return None
     newest = max(whole, key=lambda release: [int(part) for part in re.findall("[0-9]+", release)])
-    return _Kernel(release=newest, arguments=KERNEL_ARGUMENTS, origin="the tree")
+    return Kernel(release=newest, arguments=KERNEL_ARGUMENTS, origin="the tree")
 
 
-def _borrow(host: Host, image: Image) -> _Kernel:
+def _borrow(host: Host, image: Image) -> Kernel:
     lender = donor.get(host, image.name)
     arguments = (*lender.kernel_arguments, *_FOREIGN_ARGUMENTS)
-    return _Kernel(release=lender.kernel_release, arguments=arguments, origin=f"image {lender.name}", lender=lender)
+    return Kernel(release=lender.kernel_release, arguments=arguments, origin=f"image {lender.name}", lender=lender)
 
 
-def _find_missing_modules(host: Host, tree: Path, kernel: _Kernel) -> filesystem.Modules | None:
+def find_missing_modules(host: Host, tree: Path, kernel: Kernel) -> filesystem.Modules | None:
+    """The modules of a borrowed kernel, where the tree does not have them."""
     call, places = host.shell.call, _module_places(kernel.release)
     if kernel.lender is None or call(inroot.find, tree, places):
         return None
@@ -114,7 +128,8 @@ def _find_missing_modules(host: Host, tree: Path, kernel: _Kernel) -> filesystem
     return filesystem.Modules(source=source / places[0], target=places[0] if has_merged_usr else places[1])
 
 
-def _place_boot_files(host: Host, tree: Path, kernel: _Kernel, aside: Path) -> None:
+def place_boot_files(host: Host, tree: Path, kernel: Kernel, aside: Path) -> None:
+    """Copy kernel and initrd into a directory, as `vmlinuz` and `initrd`."""
     call = host.shell.call
     if kernel.lender is not None:
         assert kernel.lender.kernel and kernel.lender.initrd
