@@ -241,8 +241,11 @@ def _convert(host: Host, plan: _Plan, events: Sink) -> None:
         with change.step("answer"):
             if plan.starts:
                 _start(host, plan, record, events)
-        change.record = replace(change.record, layers=record.layers, snapshots=record.snapshots, current=record.current)
-        change.redo_after("answer")
+        # What is left from here on speaks of what the instance has now.
+        left = replace(change.record, layers=record.layers, snapshots=record.snapshots, current=record.current)
+        with change.step("shed", left):
+            converteffects.shed(host, left)
+        change.redo_after("shed")
 
 
 def _make_root(host: Host, plan: _Plan, record: Record, events: Sink) -> tuple[Record, Image]:
