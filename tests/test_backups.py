@@ -326,26 +326,15 @@ def blobs(directory: Directory) -> list[Path]:
     return sorted((directory.path / "blobs").glob("*/*"), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("how", ["changed", "cut short", "gone", "longer"])
-def test_what_is_damaged_is_found_and_not_restored(
-    host: Host, directory: Directory, mode: Mode, name: str, how: str
-) -> None:
+def test_what_is_damaged_is_found_and_not_restored(host: Host, directory: Directory, mode: Mode, name: str) -> None:
+    """Here content that is another; what else can be wrong with it is in test_backups_hostile.py."""
     make(host, mode, name)
     write(host, name, 0, 9)
     made = back_up(host, directory, name)
     part = made.layers[0]
     blob = directory.path / "blobs" / part.sha256[:2] / f"{part.sha256}.zst"
-    content = blob.read_bytes()
-    if how == "changed":  # another content, whole in itself
-        packed = subprocess.run(["zstd", "-qc"], input=b"x" * part.size_bytes, capture_output=True, check=True)
-        blob.write_bytes(packed.stdout)
-    elif how == "longer":
-        packed = subprocess.run(["zstd", "-qc"], input=b"x" * (part.size_bytes + 1), capture_output=True, check=True)
-        blob.write_bytes(packed.stdout)
-    elif how == "cut short":
-        blob.write_bytes(content[: len(content) // 2])
-    else:
-        blob.unlink()
+    packed = subprocess.run(["zstd", "-qc"], input=b"x" * part.size_bytes, capture_output=True, check=True, timeout=30)
+    blob.write_bytes(packed.stdout)
     before = world.look(host)
     with pytest.raises(InvalidSpec, match="layer0") as refused:
         restore(host, directory, name, f"{name}-x")
@@ -474,8 +463,9 @@ def test_a_killed_backup_is_none_and_the_next_one_clears_up(
     assert query.get(host, name).record.snapshots == ()
     assert content_of(host, name) == before
     assert is_clean(directory)
-    restore(host, directory, name, f"{name}-x")
-    assert content_of(host, f"{name}-x") == before
+    if step == "manifest":
+        restore(host, directory, name, f"{name}-x")
+        assert content_of(host, f"{name}-x") == before
 
 
 def test_what_a_backup_was_killed_in_storing_goes_with_the_next_change(

@@ -423,6 +423,36 @@ def test_marks_list_what_an_archive_cannot_hold(tmp_path: Path) -> None:
         marks.Listing(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "how", ["another", "longer", "shorter", "cut short", "no zstd", "gone", "a link", "a FIFO", "empty"]
+)
+def test_content_that_is_not_what_was_stored_is_refused(
+    host: Host, repository: Directory, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "content").write_bytes(b"content" * 10_000)
+    source = Source(kind=transfer.FILE, path=str(tmp_path / "content"))
+    stored, _count = repository.store(source, part("layer0"), tmp_path / "scratch", ignore, "web")
+    blob = repository.path / "blobs" / stored.sha256[:2] / f"{stored.sha256}.zst"
+    content = {"another": b"CONTENT" * 10_000, "longer": b"content" * 10_001, "shorter": b"content" * 9_999}.get(how)
+    if content is not None:
+        packed = subprocess.run(["zstd", "-qc"], input=content, capture_output=True, check=True, timeout=30)
+        blob.write_bytes(packed.stdout)
+    elif how in ("cut short", "no zstd", "empty"):
+        blob.write_bytes({"cut short": blob.read_bytes()[:-3], "no zstd": b"content" * 10_000}.get(how, b""))
+    else:
+        blob.unlink()
+    if how == "a link":
+        blob.symlink_to("/etc/passwd")
+    if how == "a FIFO":
+        os.mkfifo(blob)
+    for target in (None, tmp_path / "back"):
+        with pytest.raises(InvalidSpec, match="layer0") as refused:
+            repository.load(stored, target, ignore, "web")
+        assert "\n" not in refused.value.message
+    again, _count = repository.store(source, part("layer0"), tmp_path / "scratch", ignore, "web")
+    repository.load(again, None, ignore, "web")  # storing it once more has mended it
+
+
 def test_a_base_that_is_not_as_it_says_is_refused(host: Host, tmp_path: Path) -> None:
     disk = qcow2(tmp_path / "disk.qcow2")
     subprocess.run(["qemu-img", "resize", "-q", str(disk), "2M"], check=True)

@@ -113,7 +113,7 @@ def _adopt(host: Host, name: str) -> bool:
     if existing is None:
         return False
     if done == f"finished {RESTORE.name}":
-        building.collect(host)  # what it was made of
+        building.collect(host)  # where its content came from
         return True
     raise AlreadyExists(
         f"there is already an instance {name!r} ({existing.state})",
