@@ -128,6 +128,7 @@ def _adopt(host: Host, name: str) -> bool:
     if existing is None:
         return False
     if done == f"finished {RESTORE.name}":
+        building.collect(host)  # what the process that was killed had unpacked
         return True
     raise AlreadyExists(
         f"there is already an instance {name!r} ({existing.state})",
