@@ -92,8 +92,11 @@ class Backend(ABC):
     """What it does with data disks, and with the size of its root."""
     layers: ClassVar[Layers]
     """What it does with the layers of a root."""
-    conversion: ClassVar[Conversion]
-    """What it does with an instance that comes from the other mode, or goes to it."""
+
+    @property
+    @abstractmethod
+    def conversion(self) -> Conversion:
+        """What it does with an instance that comes from the other mode, or goes to it; imported when it is asked for."""
 
     @abstractmethod
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:

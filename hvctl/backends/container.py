@@ -19,9 +19,9 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.backends.containerconversion import ContainerConversion
 from hvctl.backends.containerdisks import RESERVED, ContainerDisks
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
+from hvctl.backends.conversion import Conversion
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -48,7 +48,12 @@ class ContainerBackend(Backend):
     layers: ClassVar[ContainerLayers] = ContainerLayers()
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
     disks: ClassVar[ContainerDisks] = ContainerDisks()
-    conversion: ClassVar[ContainerConversion] = ContainerConversion()
+
+    @property
+    def conversion(self) -> Conversion:
+        from hvctl.backends.containerconversion import ContainerConversion
+
+        return ContainerConversion()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         if require_kvm or record.spec.accel is not AccelChoice.AUTO:

@@ -17,7 +17,6 @@ from hvctl.hostside import differences, files, freezer, layers, roots, transfer
 from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record, State
-from hvctl.rootfs import unpacked
 from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
 
@@ -109,10 +108,14 @@ class ContainerLayers(Layers):
         return Source(kind=transfer.TREE, path=str(upper), name=upper.name, first_id=facts.first_id)
 
     def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
+        from hvctl.rootfs import unpacked
+
         unpacked.unpack(work.host, parts[_TREE], work.image / "tree", "rootfs")
 
     def write_layer(self, host: Host, image: Image, parent: str, content: Path, aside: Path) -> None:
         """Its owners are as inside, like an image's: a mount shifts them."""
+        from hvctl.rootfs import unpacked
+
         call = host.shell.call
         unpacked.unpack(host, content, aside, "upper")
         call(layers.write_facts, aside, layers.Facts(parent=parent))

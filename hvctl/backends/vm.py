@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes, vmdifferences, vmimage
+from hvctl.backends import processes, vmimage
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
+from hvctl.backends.conversion import Conversion
 from hvctl.backends.layers import Layers
-from hvctl.backends.vmconversion import VmConversion
 from hvctl.backends.vmdisks import VmDisks
 from hvctl.backends.vmlayers import VmLayers
 from hvctl.errors import HostError, HvctlError, InvalidSpec
@@ -55,7 +55,12 @@ class VmBackend(Backend):
     layers: ClassVar[Layers] = VmLayers()
     example: ClassVar[Mapping[str, Any]] = {"accelerator": Accelerator.TCG, "kernel_release": "6.1.0-1-cloud-amd64"}
     disks: ClassVar[VmDisks] = VmDisks()
-    conversion: ClassVar[VmConversion] = VmConversion()
+
+    @property
+    def conversion(self) -> Conversion:
+        from hvctl.backends.vmconversion import VmConversion
+
+        return VmConversion()
 
     def plan(self, host: Host, record: Record, image: Image, *, require_kvm: bool) -> tuple[Record, str]:
         accelerator, reason = accel.choose(host, record.spec.accel, require_kvm=require_kvm)
@@ -124,6 +129,8 @@ class VmBackend(Backend):
     def list_differences(
         self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
     ) -> list[tuple[str, str]]:
+        from hvctl.backends import vmdifferences
+
         return vmdifferences.list_differences(host, record, image, tops, events)
 
     def create_files(self, host: Host, record: Record, image: Image, secrets: Secrets) -> None:

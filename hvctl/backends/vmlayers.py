@@ -14,11 +14,10 @@ from hvctl.access import agent
 from hvctl.backends.layers import Layers
 from hvctl.errors import HvctlError, InvalidSpec, NotFound, TimedOut
 from hvctl.host import Host
-from hvctl.hostside import files, layers, sandbox, tpm, transfer
+from hvctl.hostside import files, layers, tpm, transfer
 from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains, livedisks, survey
 from hvctl.model import Artefact, Image, Mode, Record
-from hvctl.rootfs import confined, intake
 from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
 from hvctl.units import GIB
@@ -246,6 +245,9 @@ class VmLayers(Layers):
 
 def check_overlay(host: Host, path: Path) -> int:
     """The size of a disk from outside. Raises InvalidSpec unless it is a plain qcow2 file of its own, sound in itself."""
+    from hvctl.hostside import sandbox
+    from hvctl.rootfs import confined, intake
+
     limits = replace(confined.DEFAULTS, memory_bytes=4 * GIB)
     facts = intake.check_disk(host, path, format="qcow2", limits=limits)
     words = ["qemu-img", "check", "-q", "-f", "qcow2", "--", sandbox.place_input(0)]
