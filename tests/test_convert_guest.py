@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from hvctl import gc
+from hvctl import gc, images
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.instances import lifecycle, query
-from hvctl.model import Instance, Mode, State
+from hvctl.model import Instance, Mode, Provision, State
+from hvctl.rootfs import published
+from hvctl.rootfs.sources import Wanted
+from hvctl.units import GIB, MIB
 from tests import world
 from tests.cli import run
 from tests.test_guest import make
 
 pytestmark = pytest.mark.guest
 
-NAME = "turncoat"
+NAME, FOREIGN = "turncoat", "foreign-turncoat"
 _LIVE = """
 useradd --uid 1234 --create-home alice
 echo 'alice:secret' | chpasswd
@@ -77,3 +83,35 @@ def test_one_that_does_not_answer_is_what_it_was_and_runs(host: Host, settings: 
     now = query.get(host, NAME)
     assert (now.record, now.state) == (subject.record, State.RUNNING)
     assert run(settings, "exec", NAME, "--", "cat", "/root/kept").out == "kept\n"
+
+
+@pytest.mark.long
+def test_a_foreign_system_with_cloud_init_boots_a_kernel_that_it_is_lent(
+    host: Host, settings: Config, debian_image: str, tmp_path: Path
+) -> None:
+    """Its disk has partitions; nobody but cloud-init knows of hvctl there. As a container first, then as a VM, and back."""
+    tree = host.store.image_tree(published.get_image(host, debian_image).id)
+    raw, own = tmp_path / "disk.raw", tmp_path / "tree"
+    subprocess.run(["cp", "--archive", str(tree), str(own)], check=True, timeout=120)
+    words = ["rm", "-rf", *(f"{own}/{path}" for path in ("boot", "usr/lib/modules", "usr/lib/hvctl/kernel"))]
+    subprocess.run(words, check=True, timeout=60)
+    (own / "boot").mkdir()
+    raw.touch()
+    os.truncate(raw, 3 * GIB)
+    subprocess.run(["sfdisk", "-q", str(raw)], input=b"label: gpt\nsize=8MiB\nsize=2GiB\n", check=True, timeout=30)
+    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-E", f"offset={9 * MIB}", "-d", str(own), "--", str(raw), "2g"]
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    images.bring(host, Wanted(name=FOREIGN, source=str(raw)))
+    try:
+        instance = make(host, NAME, Mode.CONTAINER, FOREIGN)
+        assert instance.record.provision is Provision.NOCLOUD
+        over_ssh(settings, "echo kept > /root/kept; cloud-init status --wait; echo > /var/log/cloud-init.log")
+        for mode in Mode.VM, Mode.CONTAINER:
+            done = run(settings, "convert", NAME, "--to", mode.value, "--yes")
+            assert done.status == 0, done.err
+            assert query.get(host, NAME).record.host_key == instance.record.host_key
+            assert over_ssh(settings, "cat /root/kept; hostname") == f"kept\n{NAME}\n"
+    finally:
+        if query.find(host, NAME) is not None:
+            lifecycle.delete(host, NAME)
+        images.delete(host, FOREIGN)

@@ -145,32 +145,12 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink) -
         )
     image = backend.complete_image(host, layers.image_of(host, record), events)
     backend.check_image(image)
-    spec = backend.conversion.adopt(record.spec)
-    try:
-        backend.check_size(spec)
-    except InvalidSpec as error:
-        error.hint = f"first: hvctl set {record.name} {error.hint}"
-        raise
-    needed_bytes = backend.conversion.measure(host, record, image)
-    layers.check_space(host, needed_bytes, what=f"converting {record.name!r}")
-    secrets = converteffects.read_secrets(host, record)
     is_running = instance.state is State.RUNNING
     starts = is_running and request.start
     kept = _describe_kept(record) if request.keep_source or not starts else None
-    # Fields are named that change; all others are the instance's.
-    target = replace(
-        record,
-        spec=replace(spec, template=_DEFAULT_TEMPLATE),
-        layers=(str(uuid4()), str(uuid4())),
-        first_id=None,
-        accelerator=None,
-        kernel_release="",
-        disks=(),
-        snapshots=(*record.snapshots, *((kept,) if kept else ())),
-        current=kept.id if kept else record.current,
-    )
-    target, note = backend.plan(host, target, image, require_kvm=False)
-    templates.get_template(target.mode, target.spec.template, host.config.template_folders)
+    target, note = backend.plan(host, _make_target(record, backend, kept), image, require_kvm=False)
+    needed_bytes = backend.conversion.measure(host, record, image)
+    layers.check_space(host, needed_bytes, what=f"converting {record.name!r}")
     if note:
         events(Note(record.name, note))
     pending = operation.intend(
@@ -181,17 +161,38 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink) -
         old=",".join(record.layers),
         snapshot=kept.id if kept else "",
         ran="yes" if is_running else "no",
-        keep="yes",
+        keep="yes",  # its volumes
     )
     return _Plan(
         source=replace(record, pending=pending),
         record=target,
         image=image,
-        secrets=secrets,
+        secrets=converteffects.read_secrets(host, record),
         kept=kept,
         is_running=is_running,
         starts=starts,
         timeout_s=request.timeout_s,
+    )
+
+
+def _make_target(record: Record, backend: Backend, kept: Snapshot | None) -> Record:
+    """The record as it is to be: what is named here changes, all else is the instance's."""
+    spec = replace(backend.conversion.adopt(record.spec), template=_DEFAULT_TEMPLATE)
+    try:
+        backend.check_size(spec)
+    except InvalidSpec as error:
+        error.hint = f"first: hvctl set {record.name} {error.hint}"
+        raise
+    return replace(
+        record,
+        spec=spec,
+        layers=(str(uuid4()), str(uuid4())),
+        first_id=None,
+        accelerator=None,
+        kernel_release="",
+        disks=(),
+        snapshots=(*record.snapshots, *((kept,) if kept else ())),
+        current=kept.id if kept else record.current,
     )
 
 
