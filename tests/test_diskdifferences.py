@@ -16,6 +16,7 @@ import pytest
 
 from hvctl.hostside import diskdifferences, sandbox
 from hvctl.hostside.differences import ADDED, CHANGED, REMOVED
+from hvctl.hostside.diskview import Raw
 from hvctl.hostside.refusal import Refused
 from tests import layereddisk, trees
 
@@ -183,3 +184,32 @@ def test_layers_that_nobody_of_ours_wrote_are_refused(tmp_path: Path, compare: C
         subprocess.run(command, check=True, timeout=60)
         with pytest.raises(Refused, match=reason):
             compare(["good"], ["bad"])
+
+
+def test_damage_is_refused_or_compared_and_nothing_else(tmp_path: Path) -> None:
+    """Of a disk with a journal to replay; any other exception would end it."""
+    raw = tmp_path / "raw"
+    layereddisk.make_file_system(raw, 8 * MIB, "-t", "ext4", "-b", "1024", "-J", "size=1")
+    with layereddisk.mounted(raw, options=",nodelalloc") as root:
+        for number in range(40):
+            (root / f"f{number}").write_text(str(number) * 300)
+        commit(root)
+        content = raw.read_bytes()
+    used = [start for start in range(0, len(content), 1024) if any(content[start : start + 1024])]
+    seed = secrets.randbits(32)
+    dice, found = random.Random(seed), {"compared": 0, "refused": 0}
+    with raw.open("r+b", buffering=0) as file:
+        for _damage in range(1000):
+            places = [dice.choice(used) + dice.randrange(dice.choice((16, 128, 1024))) for _byte in range(8)]
+            for place in places:
+                os.pwrite(file.fileno(), dice.randbytes(1), place)
+            try:
+                disk = diskdifferences._replay(Raw(file.fileno()))
+                system = diskdifferences._open_root(disk)
+                list(diskdifferences.list_differences(system, system))
+                found["compared"] += 1
+            except Refused:
+                found["refused"] += 1
+            for place in places:
+                os.pwrite(file.fileno(), content[place : place + 1], place)
+    assert all(found.values()), (seed, found)

@@ -114,6 +114,8 @@ class _Comparison:
         self._new = new
         self._waiting: list[tuple[bytes, Inode, Inode, int]] = []
         """Directories that both have: path, both inodes, depth."""
+        self._are_alike = old.system.layout == new.system.layout
+        """Whether an inode of the same bytes means the same in both."""
 
     def compare(self) -> Iterator[tuple[str, str]]:
         one, other = (side.system.inode(ROOT, with_attributes=False) for side in (self._old, self._new))
@@ -148,7 +150,8 @@ class _Comparison:
         """Both inodes; one object where they are the same bytes."""
         one = self._old.system.inode(before, with_attributes=False)
         place, size = self._old.system.place_inode(before), self._old.system.inode_bytes
-        if place == self._new.system.place_inode(after) and self._is_shared(place, size) and before == after:
+        is_same = self._are_alike and before == after and place == self._new.system.place_inode(after)
+        if is_same and self._is_shared(place, size):
             return one, one
         return one, self._new.system.inode(after, with_attributes=False)
 

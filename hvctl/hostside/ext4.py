@@ -92,6 +92,11 @@ class FileSystem:
         self._inode_block = functools.lru_cache(maxsize=256)(self._read_block)
 
     @property
+    def layout(self) -> tuple[int, int, int]:
+        """What the numbers in an inode are counted in, and from where."""
+        return self._offset, self.block_bytes, self.inode_bytes
+
+    @property
     def needs_recovery(self) -> bool:
         """Whether its journal is to be replayed first."""
         return bool(self.incompatible & _RECOVER)
