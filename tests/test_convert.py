@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 from hvctl import gc
 from hvctl.backends import get_backend
+from hvctl.backups import create as backing_up
+from hvctl.backups import restore as restoring
+from hvctl.backups.opening import open_repository
 from hvctl.config import Config
 from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotManaged, WrongState
 from hvctl.host import Host
@@ -79,6 +83,17 @@ def live_in(root: Path, first_id: int) -> None:
     for path in ("etc/motd", "etc/motd/below"):
         os.chown(root / path, first_id + 33, first_id + 33)
     os.utime(root / "sbin/init", (1_000_000_000, 1_000_000_000))
+    (root / "root/able").write_text("")
+    os.chown(root / "root/able", first_id, first_id)
+    os.setxattr(root / "root/able", "security.capability", _format_capability(first_id))
+
+
+def _format_capability(first_id: int) -> bytes:
+    """CAP_NET_RAW (capabilities(7), File capability extended attribute versioning), as root of these ids gives it."""
+    permitted = 1 << 13
+    if not first_id:
+        return struct.pack("<5I", 0x02000001, permitted, 0, 0, 0)
+    return struct.pack("<6I", 0x03000001, permitted, 0, 0, 0, first_id)
 
 
 def test_nothing_is_lost_there_and_back(host: Host, mode: Mode, name: str) -> None:
@@ -89,6 +104,7 @@ def test_nothing_is_lost_there_and_back(host: Host, mode: Mode, name: str) -> No
     files = roots.look(host, before)
     assert {"root/data", "root/again", "etc/motd/below"} < set(files)
     assert "var/log/old" not in files
+    assert files["root/able"][4] == (("security.capability", _format_capability(0)),)
 
     there, first = turn(host, name, other(mode))
     assert roots.look(host, there) == files
@@ -224,3 +240,23 @@ def test_no_space_is_found_before_anything_is_begun(
     with pytest.raises(HostError, match="not enough space for converting"):
         convert.convert(host, convert.Request(name=name, mode=other(mode)))
     assert world.differences(before, world.look(host)) == []
+
+
+def test_one_that_was_converted_is_backed_up_and_restored_as_any(
+    host: Host, mode: Mode, name: str, tmp_path: Path
+) -> None:
+    """Its lowest layer is neither what the image has nor what a container of its ids has written."""
+    roots.change(host, make(host, mode, name), live_in)
+    turn(host, name, other(mode))
+    repository = open_repository(host, str(tmp_path / "backups"))
+    repository.make()
+    backing_up.create(host, repository, backing_up.Wanted(name=name))
+    request = restoring.Request(backup=name, name=f"{name}-new", start=False)
+    restoring.restore(host, repository, request)
+    restored = query.get(host, f"{name}-new").record
+    shown = roots.look(host, restored)
+    own = {"etc/machine-id", "etc"}  # a copy's
+    was = roots.look(host, query.get(host, name).record)
+    assert {path: facts for path, facts in shown.items() if path not in own} == {
+        path: facts for path, facts in was.items() if path not in own
+    }
