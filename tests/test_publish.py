@@ -27,6 +27,7 @@ pytestmark = pytest.mark.guest
 
 # What somebody does in an instance: files of several owners, one of the image's removed, a directory made anew.
 _LIFE = r"""
+systemctl is-system-running --wait > /dev/null || true  # the boot empties /tmp
 set -eu
 useradd --create-home --uid 1234 somebody
 echo mine > /home/somebody/file
@@ -118,10 +119,10 @@ def test_an_instance_of_it_runs_and_is_another(host: Host, made: Pair, mode: Mod
 
 
 @pytest.mark.parametrize(
-    "modes", [(Mode.CONTAINER,), pytest.param((Mode.VM,), marks=pytest.mark.long)], ids=["as-container", "as-vm"]
+    "targets", [(Mode.CONTAINER,), pytest.param((Mode.VM,), marks=pytest.mark.long)], ids=["as-container", "as-vm"]
 )
 def test_exported_it_starts_elsewhere(
-    host: Host, elsewhere: Host, made: Pair, tmp_path: Path, modes: tuple[Mode, ...]
+    host: Host, elsewhere: Host, made: Pair, tmp_path: Path, targets: tuple[Mode, ...]
 ) -> None:
     """Through the command line, and through a pipe."""
     done = cli.run_bytes(host.config, "image", "export", made.image, "-")
@@ -130,7 +131,7 @@ def test_exported_it_starts_elsewhere(
     assert arrived.returncode == 0, arrived.stderr
     here, there = published.get_image(host, made.image), published.get_image(elsewhere, "arrived")
     assert here.id == there.id
-    for new_mode in modes:
+    for new_mode in targets:
         name = make(elsewhere, f"there-{new_mode.value}", new_mode, "arrived")
         assert sh(elsewhere, name, _LOOK) == _SEEN
         lifecycle.delete(elsewhere, name)
