@@ -226,9 +226,8 @@ def _find_id(host: Host, name: str) -> str:
 
 
 def _listed(host: Host, image: Image, users: dict[str, tuple[str, ...]]) -> Listed:
-    parts = (image.disk.artefact if image.disk else None, image.kernel, image.initrd)
     halves = made.list_made(host, image.id)
-    size_bytes = sum(part.size_bytes for part in parts if part is not None)
+    size_bytes = sum(part.size_bytes for part in image.artefacts)
     if image.has_tree and (made.TREE in halves or made.DISK in halves or image.disk is None):
         with contextlib.suppress(HvctlError):  # only root can look
             size_bytes += host.shell.call(files.disk_usage, host.store.image_tree(image.id))

@@ -5,7 +5,7 @@ Nothing here reads or changes anything; every other module speaks in these.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
@@ -378,6 +378,11 @@ class Artefact:
     size_bytes: int
     sha256: str
 
+    @property
+    def bare(self) -> Artefact:
+        """The same by its name alone, whichever of the image's directories it lies in."""
+        return replace(self, file=Path(self.file).name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
@@ -441,3 +446,16 @@ class Image:
     """Where it came from, for people: `docker://debian:12`, an address, a file; empty: built here."""
     origin: str = ""
     """The digest of what was brought here for it, `sha256:...`; the same again need not be brought."""
+
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """Its kernel, initrd and disk, as far as it has them."""
+        parts = (self.kernel, self.initrd, self.disk.artefact if self.disk else None)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def bare(self) -> Image:
+        """The same with each file by its name alone."""
+        kernel, initrd = (part.bare if part else None for part in (self.kernel, self.initrd))
+        disk = replace(self.disk, artefact=self.disk.artefact.bare) if self.disk else None
+        return replace(self, disk=disk, kernel=kernel, initrd=initrd)

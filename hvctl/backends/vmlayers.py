@@ -17,7 +17,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, layers, tpm, transfer
 from hvctl.hostside.transfer import Source
 from hvctl.libvirtapi import domains, livedisks, survey
-from hvctl.model import Artefact, Image, Mode, Record
+from hvctl.model import Image, Mode, Record
 from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
 from hvctl.units import GIB
@@ -190,20 +190,15 @@ class VmLayers(Layers):
             line.text = " ".join([*words, f"systemd.machine_id={record.uuid.hex}"])
 
     def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
-        assert image.disk is not None
-        parts = [part for part in (image.kernel, image.initrd, image.disk.artefact) if part is not None]
         folder = host.store.image(image.id)
-        sources = {plain(part).file: Source(kind=transfer.FILE, path=str(folder / part.file)) for part in parts}
-        kernel, initrd = (plain(part) if part else None for part in (image.kernel, image.initrd))
-        disk = replace(image.disk, artefact=plain(image.disk.artefact))
-        base = replace(image, disk=disk, kernel=kernel, initrd=initrd, has_tree=False, tree_digest="")
-        return base, sources
+        sources = {part.bare.file: Source(kind=transfer.FILE, path=str(folder / part.file)) for part in image.artefacts}
+        return replace(image.bare, has_tree=False, tree_digest=""), sources
 
     def is_known_by(self, host: Host, image: Image) -> bool:
         return True  # with the digests, which `has_base` compares: a disk made of a tree is another one on each host
 
     def has_base(self, host: Host, image: Image, base: Image) -> bool:
-        return _list_artefacts(image) == _list_artefacts(base)
+        return image.bare.artefacts == base.bare.artefacts
 
     def read_layer(self, host: Host, layer: str) -> Source:
         return Source(kind=transfer.DISK, path=str(host.store.layer_disk(layer)))
@@ -256,16 +251,6 @@ def check_overlay(host: Host, path: Path) -> int:
         error = confined.explain(done, "the disk is damaged", limits)
         raise InvalidSpec(error.message, hint="restore an older backup") if done.status == _CHECK_ERRORS else error
     return facts.virtual_bytes
-
-
-def _list_artefacts(image: Image) -> list[Artefact]:
-    parts = (image.kernel, image.initrd, image.disk.artefact if image.disk else None)
-    return [plain(part) for part in parts if part is not None]
-
-
-def plain(artefact: Artefact) -> Artefact:
-    """A file of an image, whichever of its directories it lies in."""
-    return replace(artefact, file=Path(artefact.file).name)
 
 
 def base_of(host: Host, image: Image) -> tuple[Path, str]:

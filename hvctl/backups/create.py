@@ -142,7 +142,7 @@ def _plan(host: Host, directory: Path, lent: Lent, wanted: Wanted) -> _Pieces:
     record = lent.record
     mode_layers, image = get_backend(record.mode).layers, layers.image_of(host, record)
     base, sources = mode_layers.list_base(host, image)
-    digests = {part.file: part for part in (base.kernel, base.initrd, base.disk and base.disk.artefact) if part}
+    digests = {part.file: part for part in base.artefacts}
     known_by = image.id if mode_layers.is_known_by(host, image) else ""
     base_parts = [
         _piece(host, name, _base_key(image, known_by, digests.get(name)), source) for name, source in sources.items()

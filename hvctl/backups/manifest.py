@@ -212,10 +212,10 @@ def _parse(data: dict[str, Any]) -> Backup:
     if len(layers) > _MOST_LAYERS:
         raise ValueError(f"{len(layers)} layers")
     base_parts = tuple(_parse_part(item) for item in image["parts"])
-    wanted = [part.file for part in (base.kernel, base.initrd, base.disk.artefact if base.disk else None) if part]
+    wanted = [part.file for part in base.artefacts]
     if base_parts and {part.name for part in base_parts} != set(wanted or ["tree.tar"]):
         raise ValueError("it does not hold the image that it says")
-    if any(part.name == item.file and part.sha256 != item.sha256 for part in base_parts for item in _artefacts(base)):
+    if any(part.name == item.file and part.sha256 != item.sha256 for part in base_parts for item in base.artefacts):
         raise ValueError("the image that it holds is not the one that it says")
     return Backup(
         id=_check(ID, data["id"]),
@@ -234,10 +234,6 @@ def _parse(data: dict[str, Any]) -> Backup:
         definition=str(data.get("definition", "")),
         stored_bytes=_parse_number(data["stored_bytes"], _LARGEST_BYTES),
     )
-
-
-def _artefacts(base: Image) -> list[Any]:
-    return [part for part in (base.kernel, base.initrd, base.disk.artefact if base.disk else None) if part]
 
 
 def _parse_part(data: dict[str, Any]) -> Part:

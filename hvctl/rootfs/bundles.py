@@ -137,15 +137,8 @@ def _select(image: Image, *, is_full: bool) -> Image:
         image = replace(image, disk=None, kernel=None, initrd=None, kernel_arguments=(), kernel_release="")
     if not is_full and has_own_disk:
         image = replace(image, has_tree=False, tree_digest="")
-    if image.disk is not None:
-        image = replace(image, disk=replace(image.disk, artefact=_plain(image.disk.artefact)))
-    kernel, initrd = (_plain(part) if part else None for part in (image.kernel, image.initrd))
     # Its name here, and where it came from, are nobody else's business.
-    return manifest.seal(replace(image, name="", source="", origin="", kernel=kernel, initrd=initrd))
-
-
-def _plain(artefact: Artefact) -> Artefact:
-    return replace(artefact, file=Path(artefact.file).name)
+    return manifest.seal(replace(image.bare, name="", source="", origin=""))
 
 
 def _collect(work: Building, image: Image, *, is_full: bool) -> list[Path]:
@@ -154,8 +147,7 @@ def _collect(work: Building, image: Image, *, is_full: bool) -> list[Path]:
     chosen, folder = _select(image, is_full=is_full), host.store.image(image.id)
     found = []
     if chosen.disk is not None:
-        parts = [part for part in (image.kernel, image.initrd, image.disk and image.disk.artefact) if part]
-        found += [(folder / part.file, _plain(part)) for part in parts]
+        found += [(folder / part.file, part.bare) for part in image.artefacts]
     if chosen.has_tree:
         work.tell("packing the tree", 5)
         path = work.directory / _TREE
@@ -187,8 +179,7 @@ def _pack(work: Building, members: list[Path], target: Path) -> None:
 
 
 def _names_of(image: Image) -> list[str]:
-    parts = (image.kernel, image.initrd, image.disk.artefact if image.disk else None)
-    return [*(part.file for part in parts if part is not None), *([_TREE] if image.has_tree else [])]
+    return [*(part.file for part in image.artefacts), *([_TREE] if image.has_tree else [])]
 
 
 def _check_member(work: Building, folder: Path, member: Artefact, source: str) -> None:

@@ -153,8 +153,7 @@ def read(host: Host, image_id: str, name: str) -> Image:
     image = manifest.parse(host.shell.call(files.read_file, source), str(source))
     if image.id != image_id:
         raise HostError(f"the directory {str(folder)!r} holds another image, {image.id[:12]}", hint=mend)
-    parts = (image.disk.artefact if image.disk else None, image.kernel, image.initrd)
-    for artefact in parts:
-        if artefact is not None and not host.shell.call(files.exists, folder / artefact.file):
+    for artefact in image.artefacts:
+        if not host.shell.call(files.exists, folder / artefact.file):
             raise HostError(f"image {name!r} has lost its file {artefact.file!r}", hint=mend)
     return made.complete(host, replace(image, name=name))
