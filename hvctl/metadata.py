@@ -199,11 +199,7 @@ def _build(record: Record) -> Element:
     root = SubElement(
         top,
         f"{_NS}root",
-        {
-            "image": record.image_id,
-            "kernel": record.kernel_release,
-            "accelerator": record.accelerator or "",
-        },
+        {"image": record.image_id, "kernel": record.kernel_release, "accelerator": record.accelerator or ""},
     )
     if record.current:
         root.set("snapshot", record.current)

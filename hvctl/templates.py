@@ -20,7 +20,7 @@ from hvctl.model import Mode
 if TYPE_CHECKING:
     import jinja2
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _LIMIT_BYTES = 256 * 1024
 # What XML 1.0 cannot carry at all (https://www.w3.org/TR/xml/#charsets), and line breaks, which no value of ours needs.
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff\ufffe\uffff]")
@@ -52,6 +52,11 @@ def builtin_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "domain_templates"
 
 
+def is_name(text: str) -> bool:
+    """Whether a template is known by name, so that another host may have it, too; else it is a file."""
+    return bool(NAME.fullmatch(text))
+
+
 def get_template(mode: Mode, name: str, folders: Sequence[Path]) -> Template:
     """The template of this name, from the user's folders first, or the file itself when `name` is a path.
 
@@ -62,7 +67,7 @@ def get_template(mode: Mode, name: str, folders: Sequence[Path]) -> Template:
         if not path.is_file():
             raise NotFound(f"there is no template file {name!r}", hint="hvctl template list")
         return Template(name=name, mode=mode, path=path.resolve())
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidSpec(f"{name!r} is not a template name", hint="names: hvctl template list; files: ./mine.xml")
     for folder in (*folders, builtin_folder()):
         path = folder / mode / f"{name}.xml"

@@ -1,10 +1,11 @@
-"""Sizes and durations as people write them: `2GiB`, `512M`, `1.5 MB`.
+"""Sizes and durations as people write them, `2GiB`, `512M`, `1.5 MB`, and moments as records do.
 
 K, M, G, T and KiB, MiB, ... are powers of 1024, as in QEMU; KB, MB, ... are powers of 1000 (IEC 80000-13).
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 
 from hvctl.errors import InvalidSpec
@@ -16,6 +17,7 @@ TIB = 1024**4
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGTP]?)(iB|B|)", re.ASCII | re.IGNORECASE)
 _LARGEST_BYTES = 2**60
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def parse_size(text: str) -> int:
@@ -57,3 +59,18 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86400}d"
+
+
+def format_time(moment: datetime.datetime) -> str:
+    """A moment (UTC) as records and manifests have it: ISO 8601, to the second."""
+    return moment.strftime(_TIME)
+
+
+def parse_time(text: str) -> datetime.datetime:
+    """The moment that such a text is. Raises ValueError."""
+    return datetime.datetime.strptime(text, _TIME).replace(tzinfo=datetime.UTC)
+
+
+def now() -> str:
+    """This second, as records and manifests have it."""
+    return format_time(datetime.datetime.now(datetime.UTC))

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hvctl import metadata
+from hvctl import metadata, templates
 from hvctl.backends import get_backend
 from hvctl.backups import manifest
 from hvctl.backups.lending import Lent, lend
 from hvctl.backups.manifest import Backup, Part, Subject
 from hvctl.backups.repository import Entry, Repository
-from hvctl.errors import HostError, HvctlError, InvalidSpec, Unsupported
+from hvctl.errors import HostError, HvctlError, InvalidSpec
 from hvctl.events import Note, Sink, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.hostside import files, transfer
@@ -27,7 +27,7 @@ from hvctl.hostside.transfer import Source
 from hvctl.instances import claim, compact, layers, query
 from hvctl.model import Artefact, DataDisk, DiskKind, Image, Record, Snapshot
 from hvctl.rootfs import building
-from hvctl.units import MIB, format_size
+from hvctl.units import MIB, format_size, format_time
 
 VERB = "backup"
 _STATE = "state"
@@ -66,7 +66,7 @@ def create(host: Host, repository: Repository, wanted: Wanted, events: Sink = ig
         raise InvalidSpec(f"a comment is one line of at most {_COMMENT_LIMIT} characters")
     repository.check()
     record = query.get(host, wanted.name).record
-    _check(record)
+    query.check_is_system(record, hint="back up its volumes' data, and make it anew: hvctl create")
     with host.lock(claim.backup_lock(record.uuid)):
         backup = _create(repository, wanted, events)
     with contextlib.suppress(HvctlError):  # the backup is there; the stack that it has made deeper can wait
@@ -127,14 +127,6 @@ class _Pieces:
     layers: tuple[_Piece, ...]
     state: _Piece
     volumes: tuple[tuple[DataDisk, _Piece], ...]
-
-
-def _check(record: Record) -> None:
-    if record.is_application:
-        raise Unsupported(
-            f"{record.name!r} runs an application: its words and environment may be secret and are in no record",
-            hint="back up its volumes' data, and make it anew: hvctl create",
-        )
 
 
 def _plan(host: Host, directory: Path, lent: Lent, wanted: Wanted) -> _Pieces:
@@ -219,7 +211,7 @@ def _store(repository: Repository, pieces: _Pieces, known: dict[str, Part], fram
     state = keep(pieces.state)
     backup = Backup(
         id=f"{frame.lent.moment:%Y%m%d-%H%M%S-%f}",
-        created_at=manifest.format_time(frame.lent.moment),
+        created_at=format_time(frame.lent.moment),
         host=socket.gethostname(),
         consistency=record.snapshots[-1].consistency,
         subject=_subject_of(record),
@@ -261,7 +253,7 @@ def _subject_of(record: Record) -> Subject:
     template = record.spec.template
     return Subject(
         uuid=record.uuid,
-        spec=replace(record.spec, mounts=(), template=template if manifest.is_template_name(template) else ""),
+        spec=replace(record.spec, mounts=(), template=template if templates.is_name(template) else ""),
         mac=record.mac,
         address=record.address,
         login_user=record.login_user,
@@ -283,7 +275,7 @@ def _list_left_out(record: Record, *, with_volumes: bool) -> list[str]:
         f"shared directory --mount {mount.source}:{mount.target}{':ro' if mount.is_read_only else ''}"
         for mount in record.spec.mounts
     ]
-    if not manifest.is_template_name(record.spec.template):
+    if not templates.is_name(record.spec.template):
         found.append(f"template --template {record.spec.template}")
     for disk in record.disks:
         if disk.kind is DiskKind.VOLUME and with_volumes:

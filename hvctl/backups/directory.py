@@ -71,7 +71,7 @@ class Directory(Repository):
             raise Unsupported(f"{self.text!r} was made by a newer hvctl", hint="upgrade hvctl on this machine")
         for name in _FOLDERS:
             path = self.path / name
-            if call(files.is_link, path) or not call(files.is_directory, path):
+            if not call(files.is_plain_directory, path):
                 raise HostError(f"{str(path)!r} is no directory", hint="it was one when the repository was made")
 
     @contextlib.contextmanager
@@ -90,7 +90,7 @@ class Directory(Repository):
     def read_manifests(self) -> Iterator[tuple[str, str, bytes | str]]:
         call, top = self.host.shell.call, self.path / "backups"
         for name in call(files.list_names, top):
-            if not _is_name(name) or call(files.is_link, top / name) or not call(files.is_directory, top / name):
+            if not _is_name(name) or not call(files.is_plain_directory, top / name):
                 continue
             for file in call(files.list_names, top / name):
                 identifier = file.removesuffix(".json")

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from hvctl import identity
+from hvctl import identity, templates, units
 from hvctl.errors import HvctlError, InvalidSpec, Unsupported
+from hvctl.instances import schedule
 from hvctl.model import AccelChoice, Consistency, Image, Mode, Provision, Spec
 from hvctl.rootfs import described, manifest, published
 
@@ -33,13 +34,10 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEY = re.compile(r"[a-z]{1,10}(:[A-Za-z0-9._-]{0,80}){0,3}", re.ASCII)
 _MAC = re.compile(r"52(:[0-9a-f]{2}){5}", re.ASCII)  # identity.new_mac
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,79}", re.ASCII)
-_TEMPLATE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
 _CPUSET = re.compile(r"[0-9,-]{0,200}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
-_EVERY = ("hourly", "daily", "weekly", "monthly")
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _MOST_LAYERS = 500
 _LARGEST_BYTES = 1024**5
 _LONGEST_TEXT = 4000
@@ -121,17 +119,7 @@ class Backup:
 
     @property
     def time(self) -> datetime.datetime:
-        return datetime.datetime.strptime(self.created_at, _TIME).replace(tzinfo=datetime.UTC)
-
-
-def is_template_name(text: str) -> bool:
-    """Whether a template is known by name, so that another host may have it, too."""
-    return bool(_TEMPLATE.fullmatch(text))
-
-
-def format_time(time: datetime.datetime) -> str:
-    """A moment (UTC) as manifests have it."""
-    return time.strftime(_TIME)
+        return units.parse_time(self.created_at)
 
 
 def format_backup(backup: Backup) -> bytes:
@@ -255,7 +243,7 @@ def _parse_subject(data: dict[str, Any]) -> Subject:
         cpus=_parse_number(data["cpus"], 10_000),
         memory_bytes=_parse_number(data["memory_bytes"], _LARGEST_BYTES),
         disk_bytes=_parse_number(data["disk_bytes"], _LARGEST_BYTES),
-        template=_check(_TEMPLATE, data["template"]) if data["template"] else "",
+        template=_check(templates.NAME, data["template"]) if data["template"] else "",
         variables=_parse_pairs(data["variables"], _VARIABLE),
         accel=AccelChoice(data["accel"]),
         autostart=data["autostart"] is True,
@@ -274,7 +262,9 @@ def _parse_subject(data: dict[str, Any]) -> Subject:
         authorized_keys=tuple(identity.check_public_key(str(line)) for line in data["authorized_keys"]),
         created_at=_parse_time(data["created_at"]),
         labels=_parse_pairs(data["labels"], _LABEL),
-        keep=tuple((_one_of(_EVERY, every), _parse_number(count, 1000)) for every, count in data["keep"]),
+        keep=tuple(
+            (_one_of(tuple(schedule.PERIODS), every), _parse_number(count, 1000)) for every, count in data["keep"]
+        ),
     )
 
 
@@ -300,7 +290,7 @@ def _parse_number(value: Any, most: int) -> int:
 
 
 def _parse_time(value: Any) -> str:
-    datetime.datetime.strptime(str(value), _TIME)
+    units.parse_time(str(value))
     return str(value)
 
 

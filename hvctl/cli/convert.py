@@ -56,8 +56,10 @@ def _question(instance: Instance, target: Mode) -> str:
 
 
 def _tell(instance: Instance, target: Mode, is_changed: bool, kept: str) -> None:
+    from hvctl.backends import get_backend
+
     name = instance.name
-    noun = {Mode.VM: "a VM", Mode.CONTAINER: "a container"}[target]
+    noun = get_backend(target).noun
     if not is_changed and not kept:
         click.echo(f"{name}: is {noun} already")
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 from hvctl.hostside import files, mounts
 from hvctl.hostside.ids import COUNT
 from hvctl.hostside.mounts import Extent
+from hvctl.hostside.sandbox import python_words
 
 _CODE = Path(__file__).parents[2]
 _MS_RDONLY = 1
@@ -23,9 +24,7 @@ _MS_RDONLY = 1
 def command(scratch: Path, lowers: Sequence[tuple[Path, int]], target: Path) -> list[str]:
     """The words that copy a stack of layers to `target`; `lowers`: the lowest first, with the first id of who wrote it."""
     request = json.dumps([str(scratch), [[str(path), first_id] for path, first_id in lowers], str(target)])
-    program = f"import sys; sys.path.insert(0, {str(_CODE)!r}); from hvctl.hostside import flatten; flatten.main(sys.argv[1:])"
-    inside = ["/usr/bin/python3", "-I", "-S", "-B", "-c", program, request]
-    return ["unshare", "--mount", "--propagation", "private", "--", *inside]
+    return ["unshare", "--mount", "--propagation", "private", "--", *python_words(str(_CODE), "flatten", [request])]
 
 
 def main(arguments: Sequence[str]) -> None:

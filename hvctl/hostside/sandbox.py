@@ -95,7 +95,12 @@ def command(confinement: Confinement, argv: Sequence[str | PathLike[str]]) -> li
 def python_command(confinement: Confinement, module: str, arguments: Sequence[str]) -> list[str]:
     """The words that run `main(arguments)` of a module of this package confined, by the system's own python3."""
     with_code = replace(confinement, read_only=(*confinement.read_only, (_SOURCE, _CODE)))
+    return command(with_code, python_words("/code", module, arguments))
+
+
+def python_words(code: str, module: str, arguments: Sequence[str]) -> list[str]:
+    """The words that run `main(arguments)` of a module of this package, which lies in `code`, by the system's own python3."""
     program = (
-        f"import sys; sys.path.insert(0, '/code'); from hvctl.hostside import {module}; {module}.main(sys.argv[1:])"
+        f"import sys; sys.path.insert(0, {code!r}); from hvctl.hostside import {module}; {module}.main(sys.argv[1:])"
     )
-    return command(with_code, ["/usr/bin/python3", "-I", "-S", "-B", "-c", program, *arguments])
+    return ["/usr/bin/python3", "-I", "-S", "-B", "-c", program, *arguments]

@@ -27,6 +27,7 @@ from hvctl.hostside import files, marks, mounts, refusal
 from hvctl.hostside.ids import COUNT
 from hvctl.hostside.mounts import Extent
 from hvctl.hostside.refusal import Refused, Unable
+from hvctl.hostside.sandbox import python_words
 
 FILE, DISK, TREE = "file", "disk", "tree"
 _CODE = Path(__file__).parents[2]
@@ -94,8 +95,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _words(verb: str, request: object) -> list[str]:
-    program = f"import sys; sys.path.insert(0, {str(_CODE)!r}); from hvctl.hostside import transfer; transfer.main(sys.argv[1:])"
-    return ["/usr/bin/python3", "-I", "-S", "-B", "-c", program, verb, json.dumps(request)]
+    return python_words(str(_CODE), "transfer", [verb, json.dumps(request)])
 
 
 class _Progress:

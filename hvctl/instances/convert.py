@@ -23,6 +23,7 @@ from hvctl.instances.verbs import CONVERT
 from hvctl.libvirtapi import domains
 from hvctl.model import Consistency, DiskKind, Image, Instance, Mode, Record, Snapshot, State, Wait
 from hvctl.rootfs import building
+from hvctl.units import format_time
 
 _OFF = (State.STOPPED, State.CRASHED)
 _DEFAULT_TEMPLATE = "default"
@@ -111,11 +112,7 @@ def convert(host: Host, request: Request, events: Sink = ignore) -> Outcome:
 
 
 def _check_kind(record: Record) -> None:
-    if record.is_application:
-        raise Unsupported(
-            f"{record.name!r} runs an application: its words and environment may be secret and are in no record",
-            hint=f"make another: hvctl create NAME --image {record.spec.image}",
-        )
+    query.check_is_system(record, hint=f"make another: hvctl create NAME --image {record.spec.image}")
     if record.spec.is_ephemeral:
         raise WrongState(f"{record.name!r} belongs to a `run` and goes with it", hint="to keep one: hvctl create")
     if not record.network:
@@ -204,7 +201,7 @@ def _describe_kept(record: Record) -> Snapshot:
         layer=record.layers[-1],
         mode=record.mode,
         parent=record.current,
-        taken_at=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        taken_at=format_time(now),
         comment="as it was before it was converted",
         consistency=Consistency.STOPPED,
     )

@@ -32,8 +32,11 @@ def read_secrets(host: Host, record: Record) -> Secrets:
     path = host.store.identity(record.uuid) / "hvctl.host_key"
     try:
         return Secrets(host_key=host.shell.call(files.read_file, path))
-    except OSError as error:
-        raise HostError(f"{record.name!r} has lost its ssh host key: {error}", hint="hvctl host doctor") from error
+    except HostError as error:
+        raise HostError(
+            f"{record.name!r} has lost its ssh host key: {error.message}",
+            hint=f"a copy gets a new one: hvctl copy {record.name} NAME",
+        ) from error
 
 
 def start_again(host: Host, record: Record) -> None:

@@ -7,7 +7,6 @@ From its first record on a copy names the layers that it stands on, so nobody ca
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from xml.etree import ElementTree
 
 from hvctl import identity, metadata, operation
 from hvctl.backends import Secrets, get_backend
-from hvctl.errors import AlreadyExists, NotFound, Unsupported, UsageError, WrongState
+from hvctl.errors import AlreadyExists, NotFound, UsageError, WrongState
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
@@ -26,6 +25,7 @@ from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import COPY
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Instance, Purpose, Record, Snapshot, Wait
+from hvctl.units import now
 
 _SOURCE_TIMEOUT_S = 120
 
@@ -69,11 +69,7 @@ def copy(host: Host, request: Request, events: Sink = ignore) -> Instance:
     if request.name == request.source:
         raise UsageError(f"{request.source!r} cannot be copied onto itself", hint="choose another name")
     origin = query.get(host, request.source).record
-    if origin.is_application:
-        raise Unsupported(
-            f"{request.source!r} runs an application: its words and environment may be secret and are in no record",
-            hint=f"make another: hvctl create {request.name} --image {origin.spec.image}",
-        )
+    query.check_is_system(origin, hint=f"make another: hvctl create {request.name} --image {origin.spec.image}")
     with host.lock(request.source, timeout_s=_SOURCE_TIMEOUT_S), host.lock(request.name):
         if not _adopt(host, request.name):
             with _snapshot_of(host, request, events) as (source, snapshot):
@@ -144,7 +140,7 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
         accelerator=origin.accelerator,
         provision=origin.provision,
         kernel_release=origin.kernel_release,
-        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=now(),
         labels=origin.labels,
     )
     if len(record.layers) > layers.DEEPEST:

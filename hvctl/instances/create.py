@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 from xml.etree import ElementTree
@@ -20,6 +19,7 @@ from hvctl.libvirtapi import domains, networks
 from hvctl.model import Image, Instance, Provision, Record, Spec, Wait
 from hvctl.rootfs import application, published
 from hvctl.rootfs.application import Wishes
+from hvctl.units import now
 
 _USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -100,7 +100,7 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
         host_key=key.public,
         authorized_keys=() if image.process is not None else request.authorized_keys,
         provision=image.provision,
-        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=now(),
     )
     backend.check(host, record, image)
     record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
@@ -216,8 +216,10 @@ def reserve(host: Host, record: Record, wanted: str = "") -> str:
     call, last = host.shell.call, host.store.last_address
     with host.lock(f"network-{record.network}", timeout_s=30):
         after = host.read_text(last).strip() if call(files.exists, last) else ""
-        connection = host.connection(record.mode)
-        reservation = networks.Reservation(name=record.name, mac=record.mac, address=wanted)
-        address = networks.reserve_free(connection, record.network, reservation, after=after)
+        connection, network = host.connection(record.mode), record.network
+        if wanted and not networks.is_free(connection, network, wanted):
+            wanted = ""
+        names = {"name": record.name, "mac": record.mac}
+        address = networks.reserve(connection, network, **names, address=wanted, after=after)
         call(files.write_file, last, f"{address}\n".encode(), 0o644)
     return address

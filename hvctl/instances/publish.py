@@ -16,6 +16,7 @@ from hvctl.instances.verbs import PUBLISH
 from hvctl.model import Image, State
 from hvctl.rootfs import building, published
 from hvctl.rootfs.published import check_tag
+from hvctl.units import now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,4 +63,4 @@ def publish(host: Host, wanted: Publication, events: Sink = ignore) -> Image:
             events(Note(wanted.instance, note))
         made = backend.export_root(work, record, image, top, keep_identity=wanted.keep_identity)
         source = f"instance {wanted.instance}"
-        return work.publish(replace(made, id="", name=wanted.image, created_at=building.now(), source=source))
+        return work.publish(replace(made, id="", name=wanted.image, created_at=now(), source=source))

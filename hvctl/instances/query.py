@@ -6,7 +6,7 @@ from hvctl import metadata, operation
 from hvctl.errors import HvctlError, NotFound, NotManaged, Unsupported, WrongState
 from hvctl.host import Host
 from hvctl.libvirtapi import domains
-from hvctl.model import Endpoint, Instance, Mode, Provision, State
+from hvctl.model import Endpoint, Instance, Mode, Provision, Record, State
 
 
 def list_instances(host: Host) -> list[Instance]:
@@ -53,6 +53,15 @@ def get(host: Host, name: str) -> Instance:
     if instance is None:
         raise NotFound(f"there is no instance {name!r}", hint="see which there are: hvctl list")
     return instance
+
+
+def check_is_system(record: Record, *, hint: str) -> None:
+    """Raise Unsupported for an application, which cannot be made once more from its record."""
+    if record.is_application:
+        raise Unsupported(
+            f"{record.name!r} runs an application: its words and environment may be secret and are in no record",
+            hint=hint,
+        )
 
 
 def check_has_name(instance: Instance, name: str) -> None:

@@ -20,7 +20,7 @@ from hvctl.model import Purpose, Record
 Keep = tuple[tuple[str, int], ...]
 Taken = tuple[str, datetime.datetime]
 
-_PERIODS: dict[str, Callable[[datetime.datetime], tuple[int, ...]]] = {
+PERIODS: dict[str, Callable[[datetime.datetime], tuple[int, ...]]] = {
     "hourly": lambda time: (time.year, time.month, time.day, time.hour),
     "daily": lambda time: (time.year, time.month, time.day),
     "weekly": lambda time: time.isocalendar()[:2],
@@ -47,10 +47,10 @@ def parse_keep(text: str) -> Keep:
     for part in text.split(","):
         every, _equals, count = part.strip().partition("=")
         is_number = count.isascii() and count.isdigit()
-        if every not in _PERIODS or every in found or not is_number or not 1 <= int(count) <= _MOST:
+        if every not in PERIODS or every in found or not is_number or not 1 <= int(count) <= _MOST:
             raise InvalidSpec(
                 f"{part[:40]!r} is no part of a schedule",
-                hint=f"--keep hourly=24,daily=7 ({', '.join(_PERIODS)}; 1 to {_MOST}), or --keep none",
+                hint=f"--keep hourly=24,daily=7 ({', '.join(PERIODS)}; 1 to {_MOST}), or --keep none",
             )
         found[every] = int(count)
     return tuple(found.items())
@@ -63,7 +63,7 @@ def format_keep(keep: Keep) -> str:
 
 def is_due(keep: Keep, taken: Sequence[Taken], now: datetime.datetime) -> bool:
     """Whether some period that is kept has no snapshot yet."""
-    return any(all(_PERIODS[every](time) != _PERIODS[every](now) for _id, time in taken) for every, _count in keep)
+    return any(all(PERIODS[every](time) != PERIODS[every](now) for _id, time in taken) for every, _count in keep)
 
 
 def list_expired(keep: Keep, taken: Sequence[Taken]) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def list_expired(keep: Keep, taken: Sequence[Taken]) -> tuple[str, ...]:
     for every, count in keep:
         slots: dict[tuple[int, ...], str] = {}
         for identifier, time in newest_first:
-            slots.setdefault(_PERIODS[every](time), identifier)
+            slots.setdefault(PERIODS[every](time), identifier)
         kept |= set(list(slots.values())[:count])
     return tuple(identifier for identifier, _time in newest_first if identifier not in kept)
 

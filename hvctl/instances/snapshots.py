@@ -26,6 +26,7 @@ from hvctl.instances.snapeffects import ASIDE, GROW, NAME
 from hvctl.instances.verbs import FORGET, REVERT, TAKE
 from hvctl.libvirtapi import domains
 from hvctl.model import Consistency, Image, Instance, Purpose, Record, Snapshot, State, Wait
+from hvctl.units import format_time
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 AUTOMATIC = "auto-"
@@ -308,7 +309,7 @@ def _describe(record: Record, request: Take, how: str, consistency: Consistency)
         layer={GROW: record.layers[-1], ASIDE: str(uuid4()), NAME: below}[how],
         mode=record.mode,
         parent=record.current,
-        taken_at=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        taken_at=format_time(now),
         comment=request.comment,
         consistency=consistency,
         purpose=request.purpose,

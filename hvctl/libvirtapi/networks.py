@@ -111,14 +111,12 @@ def reserve(connection: Connection, network: str, *, name: str, mac: str, addres
     return chosen
 
 
-def reserve_free(connection: Connection, network: str, wanted: Reservation, *, after: str) -> str:
-    """Keep the address that is wanted where it is one of the network's and free, else one as `reserve` chooses it."""
+def is_free(connection: Connection, network: str, address: str) -> bool:
+    """Whether an address is one of the network's that nobody has. The caller holds the network's lock."""
     handle = get(connection, network)
     definition = _definition(handle)
     taken = {reservation.address for reservation in _reservations(definition)} | _leased(handle)
-    is_free = wanted.address in _list_range(definition) and wanted.address not in taken
-    address = wanted.address if is_free else ""
-    return reserve(connection, network, name=wanted.name, mac=wanted.mac, address=address, after=after)
+    return address in _list_range(definition) and address not in taken
 
 
 def release(connection: Connection, network: str, *, mac: str) -> None:

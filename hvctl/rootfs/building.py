@@ -7,7 +7,6 @@ lock is free.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -133,8 +132,3 @@ def check_space(host: Host, what: str, needed_bytes: int) -> None:
             f"and only {format_size(available_bytes)} are free",
             hint="free some space: hvctl image list; hvctl gc",
         )
-
-
-def now() -> str:
-    """This second, as manifests write it: UTC, ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

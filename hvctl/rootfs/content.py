@@ -15,8 +15,9 @@ from hvctl.events import Progress
 from hvctl.hostside import expand, files, plaindisk, refusal, sandbox
 from hvctl.model import Disk, Firmware, Image, Provision
 from hvctl.rootfs import confined, intake
-from hvctl.rootfs.building import Building, now
+from hvctl.rootfs.building import Building
 from hvctl.rootfs.intake import Limits
+from hvctl.units import now
 
 _HEAD_BYTES = 64 * 1024
 _ELF_MACHINE = {

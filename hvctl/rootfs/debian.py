@@ -12,10 +12,10 @@ from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Disk, Image, Provision
 from hvctl.rootfs import aptconfig, filesystem, guestfiles
-from hvctl.rootfs.building import Building, begin, now
+from hvctl.rootfs.building import Building, begin
 from hvctl.rootfs.request import BuildRequest
 from hvctl.shell import Completed
-from hvctl.units import GIB
+from hvctl.units import GIB, now
 
 _BOOTSTRAP_TIMEOUT_S = 3600
 _NEEDED_BYTES = 3 * GIB

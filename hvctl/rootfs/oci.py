@@ -19,11 +19,11 @@ from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec, NotF
 from hvctl.events import Event
 from hvctl.hostside import files
 from hvctl.model import Image, Process, Provision
-from hvctl.rootfs import application, building, intake
+from hvctl.rootfs import application, intake
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.intake import Layer
 from hvctl.rootfs.sources import Wanted
-from hvctl.units import GIB, MIB
+from hvctl.units import GIB, MIB, now
 
 _TIMEOUT_S = 4 * 3600
 _INDEX_LIMIT_BYTES = MIB
@@ -95,7 +95,7 @@ def acquire(work: Building, wanted: Wanted) -> Image:
         os=release.get("ID", "application"),
         version=release.get("VERSION_ID", ""),
         architecture="x86_64",
-        created_at=building.now(),
+        created_at=now(),
         login_user="root",
         provision=Provision.PROCESS,
         disk=None,
