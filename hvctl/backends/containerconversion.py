@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hvctl.backends import vmimage
 from hvctl.backends.conversion import USER_DATA_LIMIT_BYTES, Conversion, Taken, instance_data
 from hvctl.errors import InvalidSpec, Unsupported
 from hvctl.host import Host
 from hvctl.hostside import files, inroot, layers, roots
 from hvctl.model import AccelChoice, Image, Mode, Record, Spec
-from hvctl.rootfs import intake, rawdisk
+from hvctl.rootfs import intake
 from hvctl.rootfs.building import Building
-from hvctl.rootfs.rawdisk import RawDisk
 from hvctl.units import MIB, format_size
 
 _ARCHIVE = "changes.tar"
-_CONVERT_TIMEOUT_S = 7200
 # What a container does not miss: room for boot loaders, swap.
 _WITHOUT_DATA = ("", "FAT", "swap")
 _RESERVE_BYTES = 256 * MIB
@@ -48,10 +47,7 @@ class ContainerConversion(Conversion):
     def take_root(self, work: Building, source: Record, record: Record, image: Image) -> Taken:
         host, call = work.host, work.host.shell.call
         work.tell("copying the disk", 5)
-        top, path = host.store.layer_disk(source.layers[-1]), work.directory / rawdisk.NAME
-        words = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "--", str(top), str(path)]
-        host.shell.run(words, timeout_s=_CONVERT_TIMEOUT_S)
-        raw = RawDisk(work=work, subject=source.name, virtual_bytes=call(files.size, path))
+        raw = vmimage.copy_disk(work, source, image, host.store.layer_disk(source.layers[-1]))
         work.tell("looking for its root", 30)
         root, parts = raw.find_root()
         if root is None:
@@ -69,7 +65,7 @@ class ContainerConversion(Conversion):
         work.tell("comparing it with the image", 40)
         tree, aside = host.store.image_tree(image.id), work.directory / "layer"
         gone = raw.pack_changes(root, tree, _ARCHIVE, _list_lent(host, source, image))
-        call(files.remove, path)
+        call(files.remove, raw.path)
         work.tell("writing what differs", 75)
         call(files.make_directory, aside, 0o700)
         intake.unpack_tree(host, work.directory / _ARCHIVE, aside / "upper", subject=source.name)

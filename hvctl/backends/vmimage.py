@@ -58,21 +58,8 @@ def export_root(work: Building, record: Record, image: Image, top: Path, *, keep
     chain_bytes = sum(call(files.disk_usage, host.store.layer(layer)) for layer in record.layers)
     chain_bytes += image.disk.artefact.size_bytes if image.disk else 0
     check_space(host, f"publishing {record.name!r}", 2 * chain_bytes + GIB // 4)
-    chain = [(str(top), "qcow2"), *vmlayers.chain_of(host, record, image)]
-    virtual_bytes = call(diskfiles.read_qcow2_size, top)
-    raw = RawDisk(work=work, subject=record.name, virtual_bytes=virtual_bytes)
     work.tell("copying the disk", 10)
-    words = (
-        "qemu-img",
-        "convert",
-        "-p",
-        "-O",
-        "raw",
-        "--",
-        _name_chain([format_ for _path, format_ in chain]),
-        rawdisk.NAME,
-    )
-    raw.run(*words, read_only=[Path(path) for path, _format in chain], task="copying the disk")
+    raw = copy_disk(work, record, image, top)
     if not keep_identity:
         work.tell("removing its identity", 50)
         _remove_identity(raw, record)
@@ -87,13 +74,23 @@ def export_root(work: Building, record: Record, image: Image, top: Path, *, keep
     kernel, initrd = [work.artefact(work.image / path.name) for path in boot] or (None, None)
     return replace(
         image,
-        disk=Disk(artefact=work.artefact(target), format="qcow2", virtual_bytes=virtual_bytes),
+        disk=Disk(artefact=work.artefact(target), format="qcow2", virtual_bytes=raw.virtual_bytes),
         kernel=kernel,
         initrd=initrd,
         kernel_release=record.kernel_release,
         has_tree=False,
         tree_digest="",
     )
+
+
+def copy_disk(work: Building, record: Record, image: Image, top: Path) -> RawDisk:
+    """What its guest sees, with this file as the top of its root, raw in the building's directory; copied confined."""
+    chain = [(str(top), "qcow2"), *vmlayers.chain_of(work.host, record, image)]
+    virtual_bytes = work.host.shell.call(diskfiles.read_qcow2_size, top)
+    raw = RawDisk(work=work, subject=record.name, virtual_bytes=virtual_bytes)
+    words = ("qemu-img", "convert", "-p", "-O", "raw", "--", _name_chain([kind for _path, kind in chain]), rawdisk.NAME)
+    raw.run(*words, read_only=[Path(path) for path, _kind in chain], task="copying the disk")
+    return raw
 
 
 def _name_chain(formats: list[str]) -> str:

@@ -116,6 +116,13 @@ def check_disk(host: Host, path: Path, *, format: str = "", limits: Limits = DEF
     return DiskFacts(format=found, virtual_bytes=virtual_bytes)
 
 
+def check_sound(host: Host, source: Path, *, limits: Limits = DEFAULTS) -> DiskFacts:
+    """A qcow2 file that is to be used as it is: as `check_disk`, and its tables. Raises InvalidSpec."""
+    facts = check_disk(host, source, format="qcow2", limits=limits)
+    _Conversion(host=host, source=source, facts=facts, scratch=source.parent, limits=limits).check_tables()
+    return facts
+
+
 def convert_disk(
     host: Host,
     source: Path,
@@ -247,10 +254,7 @@ class _Conversion:
         """Let qemu-img look at its tables, and see that what they hold will fit."""
         allocated_bytes = file_bytes = self.host.shell.call(files.disk_usage, self.source)
         if self.facts.format == "qcow2":
-            done = self._run("check", "-f", "qcow2", "--output=json", "--", sandbox.place_input(0))
-            if done.status not in (0, _CHECK_LEAKS):
-                raise self._blame(done, "is damaged")
-            answer = json.loads(done.stdout)
+            answer = self.check_tables()
             clusters = answer.get("total-clusters", 0)
             allocated_bytes = answer.get("allocated-clusters", 0) * (self.facts.virtual_bytes // max(clusters, 1))
         if allocated_bytes > max(self.limits.ratio_floor_bytes, self.limits.ratio * file_bytes):
@@ -264,6 +268,14 @@ class _Conversion:
                 f"and only {format_size(max(free_bytes, 0))} are free",
                 hint="free some space: hvctl image list; hvctl gc",
             )
+
+    def check_tables(self) -> dict[str, int]:
+        """What qemu-img says of a qcow2 file that is sound. Raises InvalidSpec."""
+        done = self._run("check", "-f", "qcow2", "--output=json", "--", sandbox.place_input(0))
+        if done.status not in (0, _CHECK_LEAKS):
+            raise self._blame(done, "is damaged")
+        answer: dict[str, int] = json.loads(done.stdout)
+        return answer
 
     def convert(self, tell: Callable[[float], None]) -> Path:
         """The finished file, in the scratch directory; `tell` gets how far that is, from 0 to 1."""
