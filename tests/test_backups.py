@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import secrets
 import shutil
 import signal
 import stat
@@ -45,15 +44,8 @@ pytestmark = pytest.mark.guest
 
 @pytest.fixture
 def name(host: Host, tiny_image: str) -> Iterator[str]:
-    """A free prefix of names; whatever stands under it afterwards is deleted, and then the world must be as before."""
-    free = f"backup-{secrets.token_hex(3)}"
-    before = world.look(host)
-    yield free
-    for instance in host.instances():
-        if instance.name.startswith(free):
-            lifecycle.delete(host, instance.name)
-    gc.collect(host)
-    assert world.differences(before, world.look(host)) == []
+    with world.visiting(host, "backup", collects=True) as free:
+        yield free
 
 
 @pytest.fixture

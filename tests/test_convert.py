@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +19,7 @@ from hvctl.backups.opening import open_repository
 from hvctl.config import Config
 from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotManaged, WrongState
 from hvctl.host import Host
-from hvctl.instances import convert, copies, create, disks, layers, lifecycle, query, snapshots, volumes
+from hvctl.instances import convert, copies, create, disks, layers, query, snapshots, volumes
 from hvctl.instances.snapshots import Take
 from hvctl.libvirtapi import domains
 from hvctl.model import Mode, Mount, Record
@@ -37,15 +36,8 @@ def other(mode: Mode) -> Mode:
 
 @pytest.fixture
 def name(host: Host, root_image: str) -> Iterator[str]:
-    """A free name; whatever stands under it afterwards is deleted, and then the world must be as before."""
-    free = f"conv-{secrets.token_hex(3)}"
-    before = world.look(host)
-    yield free
-    for instance in host.instances():
-        if instance.name.startswith(free):
-            lifecycle.delete(host, instance.name)
-    assert world.differences(before, world.look(host)) == []
-    assert gc.collect(host) == ()
+    with world.visiting(host, "conv") as free:
+        yield free
 
 
 def make(host: Host, mode: Mode, name: str) -> Record:
@@ -238,6 +230,15 @@ def test_no_space_is_found_before_anything_is_begun(
     before = world.look(host)
     monkeypatch.setattr(layers, "_RESERVE_BYTES", 2**60)
     with pytest.raises(HostError, match="not enough space for converting"):
+        convert.convert(host, convert.Request(name=name, mode=other(mode)))
+    assert world.differences(before, world.look(host)) == []
+
+
+def test_a_lost_host_key_is_told_and_nothing_is_begun(host: Host, mode: Mode, name: str) -> None:
+    record = make(host, mode, name)
+    (host.store.identity(record.uuid) / "hvctl.host_key").unlink()
+    before = world.look(host)
+    with pytest.raises(HostError, match="has lost its ssh host key"):
         convert.convert(host, convert.Request(name=name, mode=other(mode)))
     assert world.differences(before, world.look(host)) == []
 

@@ -64,7 +64,9 @@ class Pair:
 
 def make(host: Host, name: str, mode: Mode, image: str) -> str:
     spec = Spec(name=name, mode=mode, image=image, cpus=2, memory_bytes=512 * MIB)
-    create.create(host, Request(spec=spec, authorized_keys=(keys.ensure_own_key(),)))  # until sshd: then /tmp is emptied
+    create.create(
+        host, Request(spec=spec, authorized_keys=(keys.ensure_own_key(),))
+    )  # until sshd: then /tmp is emptied
     return name
 
 

@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import random
-import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -36,14 +35,8 @@ def make(host: Host, mode: Mode, name: str) -> Record:
 
 @pytest.fixture
 def name(host: Host, tiny_image: str) -> Iterator[str]:
-    """A free prefix of names; whatever stands under it afterwards is deleted, and then the world must be as before."""
-    free = f"snap-{secrets.token_hex(3)}"
-    before = world.look(host)
-    yield free
-    for instance in host.instances():
-        if instance.name.startswith(free):
-            lifecycle.delete(host, instance.name)
-    assert world.differences(before, world.look(host)) == []
+    with world.visiting(host, "snap") as free:
+        yield free
 
 
 def content_of(host: Host, name: str, snapshot: str = "") -> stacks.Content:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvctl import gc
 from hvctl.host import Host
 from hvctl.hostside import files, groups, locks
+from hvctl.instances import lifecycle
 from hvctl.libvirtapi import networks
 from hvctl.model import Mode, Record
 
@@ -145,3 +149,21 @@ def _mounts(root: str) -> set[str]:
 def _filters() -> list[str]:
     done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, timeout=30, check=True)
     return re.findall(r'"?(hv[0-9a-f]{10})"?', done.stdout)
+
+
+@contextlib.contextmanager
+def visiting(host: Host, prefix: str, *, collects: bool = False) -> Iterator[str]:
+    """A free name that begins so, for the block; whatever stands under it, or begins with it, is deleted afterwards.
+
+    Then, with `collects` after a `gc`, everything must be as before, and `gc` find nothing to do.
+    """
+    free = f"{prefix}-{secrets.token_hex(3)}"
+    before = look(host)
+    yield free
+    for instance in host.instances():
+        if instance.name.startswith(free):
+            lifecycle.delete(host, instance.name)
+    if collects:
+        gc.collect(host)
+    assert differences(before, look(host)) == []
+    assert gc.collect(host) == ()
