@@ -13,8 +13,12 @@ _PACKAGES = (
 _MIB = 1024**2
 _ESP_MIB, _ROOT_MIB = 80, 1400
 _ENTRY = "title test\nlinux /vmlinuz\ninitrd /initrd\noptions root=/dev/vda2 ro console=ttyS0 net.ifnames=0\n"
-# What cloud images have that minbase has not: a network that is brought up, and DNS left to somebody else.
-_CUSTOMIZE = 'chroot "$1" systemctl enable systemd-networkd && echo "LABEL=root / ext4 defaults 0 1" >"$1/etc/fstab"'
+# What cloud images have that minbase has not: a network that is brought up, DNS left to somebody else, and a locale
+# that is there (cloud-init wants en_US.UTF-8 by itself, and fails without).
+_CUSTOMIZE = (
+    'chroot "$1" systemctl enable systemd-networkd && echo "LABEL=root / ext4 defaults 0 1" >"$1/etc/fstab"'
+    ' && echo "locale: C.UTF-8" >"$1/etc/cloud/cloud.cfg.d/90-locale.cfg"'
+)
 
 
 def build(folder: Path) -> Path:

@@ -82,7 +82,9 @@ def test_a_cloud_image_with_uefi_boots_and_lets_nobody_else_in(host: Host, tmp_p
         words += "cat /run/cloud-init/result.json; df --output=size -m / | tail -1"
         ran = cli.run(host.config, "ssh", "cloud", words)
         assert ran.status == 0, ran.err
-        assert ran.out.startswith("cloud\nuefi\n") and "DataSourceNoCloud" in ran.out, ran.out
+        assert ran.out.startswith("cloud\nuefi\n") and '"errors": []' in ran.out and "DataSourceNoCloud" in ran.out, (
+            ran.out
+        )
         assert int(ran.out.split()[-1]) > 2500, "the root file system did not grow"
     finally:
         lifecycle.delete(host, "cloud")
