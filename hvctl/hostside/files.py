@@ -146,7 +146,7 @@ def sync_tree(path: Path) -> None:
     if path.is_dir() and any(child.is_dir() and not child.is_symlink() for child in path.iterdir()):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _libc.syncfs(descriptor)
+            sync_file_system(descriptor)
         finally:
             os.close(descriptor)
         return
@@ -156,6 +156,12 @@ def sync_tree(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Bring everything on the file system of an open file to the disk."""
+    if _libc.syncfs(descriptor) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def sync_directory(path: Path) -> None:
