@@ -291,7 +291,7 @@ def test_a_bomb_in_the_second_layer_counts_both(host: Host, tmp_path: Path) -> N
         intake.unpack_layers(host, [layer, layer], tmp_path / "tree", limits=replace(LIMITS, expanded_bytes=5 * MIB))
 
 
-@pytest.mark.parametrize("what", ["bytes", "files", "directories"])
+@pytest.mark.parametrize("what", ["bytes", "contents", "files", "directories"])
 def test_a_full_file_system_is_said_so(host: Host, small: Path, tmp_path: Path, what: str) -> None:
     content = {
         "bytes": lambda: tar(entry("x", content=os.urandom(80 * MIB))),
