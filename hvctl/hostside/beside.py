@@ -5,9 +5,10 @@ Both are system calls that take long and leave Python to others meanwhile.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 
 from hvctl.hostside.files import sync_file_system
@@ -63,15 +64,14 @@ class Flusher:
     """Brings a file system to the disk while more is written to it, so that less is left to wait for in the end."""
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._path = Path(path)
         self._tasks = Tasks()
 
     def begin(self) -> None:
         """Have it done, unless that is to be done anyway. Raises OSError for what could not be written before."""
         if not self._tasks.are_waiting:
-            self._tasks.add(lambda: sync_file_system(self._descriptor))
+            self._tasks.add(partial(sync_file_system, self._path))
 
     def finish(self) -> None:
         """Wait for what was begun. Raises OSError: the kernel tells of a failed write once, and nobody hears of it again."""
         self._tasks.finish()
-        os.close(self._descriptor)

@@ -20,7 +20,7 @@ class Stream:
     """
 
     def __init__(self, descriptor: int, tell: Callable[[int], None], *, has_digest: bool = False) -> None:
-        """`tell` gets the number of bytes so far after each chunk, and may raise."""
+        """`descriptor` stands at its beginning. `tell` gets the number of bytes so far after each chunk, and may raise."""
         self._file = os.fdopen(descriptor, "rb", buffering=0)
         self.descriptor = descriptor
         self._full, self._spare = (memoryview(bytearray(_CHUNK_BYTES)) for _ in range(2))

@@ -42,9 +42,6 @@ _MOST_ATTRIBUTE_BYTES = 65536
 # overlays.
 _KEPT_ATTRIBUTES = (b"user.", b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default")
 _OVERLAYS_ATTRIBUTES = b"user.overlay."
-_NO_NAMES = (b"", b".", b"..")
-_NOWHERE = (b"",)
-"""The path of no directory."""
 _ACL_VERSION = b"\2\0\0\0"  # POSIX_ACL_XATTR_VERSION
 
 
@@ -76,8 +73,6 @@ class Tree:
         # Trimmed between entries only: what one entry is about stays open.
         self._open: OrderedDict[tuple[bytes, ...], _Open] = OrderedDict()
         self._ways: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
-        self._places: dict[bytes, tuple[bytes, ...]] = {}
-        """Where what stands before an entry's last component led to, as it was written."""
         self._tasks = Tasks()
         self._mine: set[int] | None = set() if is_upper else None
 
@@ -89,15 +84,14 @@ class Tree:
 
     def add(self, entry: Entry, stream: Stream) -> None:
         """Make what an entry says, in place of what has its name; a directory stays and changes."""
-        if len(self._open) > _MOST_KEPT_OPEN:
-            self._trim()
-        found = self._find_place(entry.name)
-        if found is None:
+        self._trim()
+        names = self._split(entry.name)
+        if not names:
             if entry.kind is not Kind.DIRECTORY:
                 raise Refused(f"it replaces the root by a {entry.kind.value}")
             self._set_directory(self._find(()), entry)
             return
-        parent, name = found
+        parent, name = self._find(names[:-1]), names[-1]
         self._check_size(parent, name)
         if self._mine is not None:
             self._mine.add(hash((*parent.path, name)))
@@ -144,32 +138,13 @@ class Tree:
             parent.is_changed = True
         return True
 
-    def _find_place(self, name: bytes) -> tuple[_Open, bytes] | None:
-        """The directory that an entry of this name is in, and its last component; None for the root."""
-        last = name[name.rfind(b"/") + 1 :]
-        if last not in _NO_NAMES and b"\0" not in last and len(name) <= self._path_bytes:
-            # As most do, it follows another of the same directory, for which all else has been checked.
-            known = self._open.get(self._places.get(name[: -len(last)], _NOWHERE))
-            if known is not None:
-                self._open.move_to_end(known.path)
-                return known, last
-        names = self._split(name)
-        if not names:
-            return None
-        parent = self._find(names[:-1])
-        if names[-1] == last:
-            if len(self._places) >= _MOST_WAYS:
-                self._places.clear()
-            self._places[name[: -len(last)]] = parent.path
-        return parent, names[-1]
-
     def _split(self, name: bytes) -> tuple[bytes, ...]:
         """The components of an entry's name. Raises Refused for a name that does not stay below the root."""
         if name.startswith(b"/"):
             raise Refused(f"{quote(name)} is an absolute name")
         if len(name) > self._path_bytes:
             raise Refused(f"{quote(name)} is a longer name than {self._path_bytes} bytes")
-        names = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+        names = tuple([part for part in name.split(b"/") if part and part != b"."])
         if b".." in names:
             raise Refused(f"{quote(name)} leads upwards")
         if b"\0" in name:
@@ -278,7 +253,6 @@ class Tree:
     def _forget(self, path: tuple[bytes, ...]) -> None:
         """A directory or link is taken away: nothing that was found through it holds any more."""
         self._ways.clear()
-        self._places.clear()
         for known in [known for known in self._open if known[: len(path)] == path]:
             os.close(self._open.pop(known).descriptor)
 

@@ -145,7 +145,7 @@ class _Job:
         self._archive_bytes = os.fstat(self.descriptor).st_size
         self._next_look_bytes = 0
         self._next_flush_bytes = _FLUSH_BYTES
-        self._flusher = Flusher(sandbox.WORK)
+        self._flusher = Flusher("/")
         self._inodes = 0
         """Of a squashfs image, as it says: another process reads it, nobody here sees how far."""
 
