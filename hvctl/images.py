@@ -14,7 +14,7 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import containerfile, debian, fetch, made, published, sources
+from hvctl.rootfs import containerfile, fetch, made, published, sources
 from hvctl.rootfs.containerfile import Recipe
 from hvctl.rootfs.request import BuildRequest, parse_request
 from hvctl.rootfs.sources import Wanted
@@ -65,6 +65,8 @@ def build(host: Host, request: BuildRequest, events: Sink = ignore) -> Image:
     still means what it did.
     """
     host.require_root("image build")
+    from hvctl.rootfs import debian  # here: nothing else needs what it needs
+
     image = debian.build(host, request, events)
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)

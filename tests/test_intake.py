@@ -117,6 +117,26 @@ def test_a_tree_comes_out_as_it_went_in(host: Host, tmp_path: Path, honest: Path
         assert (tmp_path / "tree" / "holes").stat().st_blocks < 200
 
 
+def test_contents_of_every_length_go_where_they_belong(host: Host, tmp_path: Path) -> None:
+    sizes = [size + more for size in (0, 512, 96 * 1024, MIB, 4 * MIB) for more in (-1, 0, 1) if size + more >= 0]
+    contents = {f"{number}": os.urandom(size) for number, size in enumerate(sizes * 2)}
+    contents["twice"] = os.urandom(MIB)
+    first, owner = os.urandom(MIB), {"mode": b"0004755\0", "uid": b"0001750\0"}
+    parts = [entry(name, content=content, **owner) for name, content in contents.items()]
+    early = (entry("twice", content=first), entry("other", "1", link="twice"))  # has its name before its content
+    archive = write(tmp_path / "archive", tar(*early, *parts))
+    intake.unpack_tree(host, archive, tmp_path / "tree", limits=LIMITS)
+    for name, content in {**contents, "other": first}.items():
+        path = tmp_path / "tree" / name
+        facts = path.stat()
+        wanted = (0o644, 0) if name == "other" else (0o4755, 1000)
+        assert (path.read_bytes() == content, facts.st_mode & 0o7777, facts.st_uid, facts.st_mtime) == (
+            True,
+            *wanted,
+            1,
+        )
+
+
 def test_gnu_archives_keep_what_they_can(host: Host, tmp_path: Path, honest: Path) -> None:
     (honest / ("long" * 40)).touch()
     (honest / "to-long").symlink_to("target" * 40)
@@ -271,10 +291,11 @@ def test_a_bomb_in_the_second_layer_counts_both(host: Host, tmp_path: Path) -> N
         intake.unpack_layers(host, [layer, layer], tmp_path / "tree", limits=replace(LIMITS, expanded_bytes=5 * MIB))
 
 
-@pytest.mark.parametrize("what", ["bytes", "files", "directories"])
+@pytest.mark.parametrize("what", ["bytes", "contents", "files", "directories"])
 def test_a_full_file_system_is_said_so(host: Host, small: Path, tmp_path: Path, what: str) -> None:
     content = {
         "bytes": lambda: tar(entry("x", content=os.urandom(80 * MIB))),
+        "contents": lambda: tar(*(entry(f"{number}", content=os.urandom(MIB)) for number in range(80))),
         "files": lambda: many(3_000),
         "directories": lambda: tar(*(header(f"{number}/", "5") for number in range(3_000))),
     }[what]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,8 +20,9 @@ class Stream:
     """
 
     def __init__(self, descriptor: int, tell: Callable[[int], None], *, has_digest: bool = False) -> None:
-        """`tell` gets the number of bytes so far after each chunk, and may raise."""
+        """`descriptor` stands at its beginning. `tell` gets the number of bytes so far after each chunk, and may raise."""
         self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self.descriptor = descriptor
         self._full, self._spare = (memoryview(bytearray(_CHUNK_BYTES)) for _ in range(2))
         self._at = self._end = 0
         self._tell = tell
@@ -29,6 +31,9 @@ class Stream:
         self._hashing: Future[None] | None = None
         self.total_bytes = 0
         self.is_at_end = False
+        facts = os.fstat(descriptor)
+        self._size = facts.st_size if stat.S_ISREG(facts.st_mode) and not has_digest else 0
+        """0 where others cannot read parts of it, or must not: all is to be hashed."""
 
     def take(self, count: int) -> bytes:
         """Exactly so many bytes (few). Raises Refused at the end."""
@@ -59,6 +64,18 @@ class Stream:
             while descriptor is not None and part:
                 part = part[os.write(descriptor, part) :]
 
+    def skip(self, count: int) -> int | None:
+        """Leave so many bytes to `copy_part`: where in the file they are. None, and nothing is done, where that cannot be."""
+        at = self.total_bytes - (self._end - self._at)
+        if at + count > self._size:  # or it is cut short: who copies it says so
+            return None
+        rest = count - len(self._next(count))
+        if rest:
+            os.lseek(self._file.fileno(), rest, os.SEEK_CUR)
+            self.total_bytes += rest
+            self._tell(self.total_bytes)
+        return at
+
     def finish(self) -> str:
         """Read to the end; the SHA-256 of everything, in hex, or nothing where nobody wanted it."""
         while self._fill():
@@ -85,3 +102,12 @@ class Stream:
     def _wait(self) -> None:
         if self._hashing:
             self._hashing.result()
+
+
+def copy_part(source: int, at: int, count: int, descriptor: int) -> None:
+    """Write a part of a file to another. Raises Refused when it ends before."""
+    while count:
+        copied = os.sendfile(descriptor, source, at, count)
+        if not copied:
+            raise Refused("it is cut short")
+        at, count = at + copied, count - copied

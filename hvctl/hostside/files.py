@@ -144,11 +144,7 @@ def place(aside: Path, final: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Bring a file, or all files directly in a directory, to the disk; a deeper tree by one syncfs(2)."""
     if path.is_dir() and any(child.is_dir() and not child.is_symlink() for child in path.iterdir()):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _libc.syncfs(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file_system(path)
         return
     for file in [*path.iterdir(), path] if path.is_dir() else [path]:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -156,6 +152,16 @@ def sync_tree(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_file_system(path: Path) -> None:
+    """Bring everything on the file system of a directory to the disk, and hear of any write to it that failed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

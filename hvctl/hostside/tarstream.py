@@ -141,11 +141,15 @@ def _text(field: bytes) -> bytes:
 class _Extended:
     """What the headers before an entry's own say about it: GNU's long names, pax's records."""
 
+    __slots__ = ("count", "is_special", "link", "name", "records")
+
     def __init__(self) -> None:
         self.count = 0
         self.name = b""
         self.link = b""
         self.records: dict[bytes, bytes] = {}
+        self.is_special = False
+        """Whether a record may be about attributes or holes; most say no more than times."""
 
     def read(self, block: bytes, stream: Stream) -> bool:
         """Take a header in, if it is such a one."""
@@ -158,14 +162,14 @@ class _Extended:
             raise Refused(f"an entry has more than {_MOST_HEADERS} headers")
         if not 0 <= size <= _MOST_HEADER_BYTES:
             raise Refused(f"a header of {size} bytes is longer than {_MOST_HEADER_BYTES}")
-        content = stream.take(size)
-        stream.take(-size % BLOCK)
+        content = stream.take(size + -size % BLOCK)[:size]
         if kind == b"L":
             self.name = _text(content)
         elif kind == b"K":
             self.link = _text(content)
         elif kind != b"g":
             self.records.update(_parse_records(content))
+            self.is_special = self.is_special or b".xattr." in content or b"GNU.sparse." in content
         else:
             self.count -= 1  # belongs to no entry; an archive may end with one
         return True
@@ -205,32 +209,44 @@ def _parse(block: bytes, extended: _Extended, stream: Stream) -> Entry:
         raise Refused(f"{quote(name)} is of an unknown type, {flag.decode('latin-1')!a}")
     if flag == b"\0" and name.endswith(b"/"):
         kind = Kind.DIRECTORY
-    size = extended.number(b"size", _number(block[124:136], "size")) if kind is Kind.FILE else 0
+    mode, uid, gid, size = _parse_numbers(block, has_size=kind is Kind.FILE)
+    if records:
+        size = extended.number(b"size", size) if kind is Kind.FILE else 0
+        uid, gid = extended.number(b"uid", uid), extended.number(b"gid", gid)
     if size < 0:
         raise Refused(f"{quote(name)} has a negative size")
     pieces, full_size = None, size
-    if kind is Kind.FILE and (flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in records)):
+    if kind is Kind.FILE and (
+        flag == b"S" or (extended.is_special and any(key.startswith(b"GNU.sparse.") for key in records))
+    ):
         name = records.get(b"GNU.sparse.name") or name
         pieces, full_size, size = _parse_sparse(block, extended, stream, size)
-    uid = extended.number(b"uid", _number(block[108:116], "owner"))
-    gid = extended.number(b"gid", _number(block[116:124], "group"))
     if not (0 <= uid <= _MOST_ID and 0 <= gid <= _MOST_ID):
         raise Refused(f"{quote(name)} has an impossible owner, {uid}:{gid}")
+    mtime = records.get(b"mtime")
     return Entry(
-        name=name,
-        kind=kind,
-        mode=_number(block[100:108], "mode") & 0o7777,
-        uid=uid,
-        gid=gid,
-        mtime_ns=_parse_time(records[b"mtime"])
-        if b"mtime" in records
-        else _in_range(_number(block[136:148], "time")) * 10**9,
-        size=size,
-        link=records.get(b"linkpath") or extended.link or _text(block[157:257]),
-        attributes=tuple(_attributes(records)) if records else (),
-        pieces=pieces,
-        full_size=full_size,
+        name,
+        kind,
+        mode & 0o7777,
+        uid,
+        gid,
+        _in_range(_number(block[136:148], "time")) * 10**9 if mtime is None else _parse_time(mtime),
+        size,
+        records.get(b"linkpath") or extended.link or _text(block[157:257]),
+        tuple(_attributes(records)) if extended.is_special else (),
+        pieces,
+        full_size,
     )
+
+
+def _parse_numbers(block: bytes, *, has_size: bool) -> tuple[int, int, int, int]:
+    """Mode, owner, group and size (0 for what has none) of a header."""
+    digits = block[100:107] + block[108:115] + block[116:123] + block[124:135]
+    if digits.isdigit() and b"8" not in digits and b"9" not in digits:  # nearly all are
+        size = int(digits[21:], 8) if has_size else 0
+        return int(digits[:7], 8), int(digits[7:14], 8), int(digits[14:21], 8), size
+    size = _number(block[124:136], "size") if has_size else 0
+    return _number(block[100:108], "mode"), _number(block[108:116], "owner"), _number(block[116:124], "group"), size
 
 
 def _short_name(block: bytes) -> bytes:

@@ -17,9 +17,11 @@ import os
 import stat
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
-from hvctl.hostside.bytestream import Stream
+from hvctl.hostside.beside import Tasks
+from hvctl.hostside.bytestream import Stream, copy_part
 from hvctl.hostside.refusal import Refused, Unable, quote
 from hvctl.hostside.tarstream import Entry, Kind
 
@@ -28,6 +30,9 @@ R = TypeVar("R")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_KEPT_OPEN, _MOST_OPEN = 64, 700
+# Contents that another thread copies: worth its while, and so few bytes that all which wait are less than what is to stay
+# free (`Bounds.reserve_bytes`).
+_LEAST_LEFT_BYTES, _MOST_LEFT_BYTES = 96 * 1024, 4 * 1024**2
 _MOST_WAYS = 4096
 _MOST_LINKS = 40
 _LONGEST_NAME = 255
@@ -68,10 +73,12 @@ class Tree:
         # Trimmed between entries only: what one entry is about stays open.
         self._open: OrderedDict[tuple[bytes, ...], _Open] = OrderedDict()
         self._ways: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
+        self._tasks = Tasks()
         self._mine: set[int] | None = set() if is_upper else None
 
     def close(self) -> None:
-        """Give all directories their times."""
+        """Wait for the last contents, and give all directories their times."""
+        self._tasks.finish()
         while self._open:
             self._open.popitem()[1].close()
 
@@ -85,10 +92,9 @@ class Tree:
             self._set_directory(self._find(()), entry)
             return
         parent, name = self._find(names[:-1]), names[-1]
-        path = (*parent.path, name)
         self._check_size(parent, name)
         if self._mine is not None:
-            self._mine.add(hash(path))
+            self._mine.add(hash((*parent.path, name)))
         match entry.kind:
             case Kind.FILE:
                 self._add_file(parent, name, entry, stream)
@@ -101,7 +107,7 @@ class Tree:
             case Kind.FIFO:
                 self._make(parent, name, lambda: os.mkfifo(name, 0o600, dir_fd=parent.descriptor))
                 self._set_named(parent, name, entry)
-            case Kind.DEVICE if path[0] != b"dev" or len(path) == 1:
+            case Kind.DEVICE if parent.path[:1] != (b"dev",):
                 raise Refused(f"{quote(entry.name)} is a device")
             case Kind.DEVICE:
                 pass  # every guest has a /dev of its own
@@ -138,7 +144,7 @@ class Tree:
             raise Refused(f"{quote(name)} is an absolute name")
         if len(name) > self._path_bytes:
             raise Refused(f"{quote(name)} is a longer name than {self._path_bytes} bytes")
-        names = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+        names = tuple([part for part in name.split(b"/") if part and part != b"."])
         if b".." in names:
             raise Refused(f"{quote(name)} leads upwards")
         if b"\0" in name:
@@ -263,18 +269,23 @@ class Tree:
 
     def _add_file(self, parent: _Open, name: bytes, entry: Entry, stream: Stream) -> None:
         descriptor = self._make(parent, name, lambda: os.open(name, _NEW_FILE, 0o600, dir_fd=parent.descriptor))
+        is_long = entry.pieces is None and _LEAST_LEFT_BYTES <= entry.size <= _MOST_LEFT_BYTES
+        place = stream.skip(entry.size) if is_long else None
+        if place is None:
+            self._fill(descriptor, entry, parent.gives_group, partial(_copy, stream, entry))
+        else:
+            copy = partial(copy_part, stream.descriptor, place, entry.size)
+            self._tasks.add(partial(self._fill, descriptor, entry, parent.gives_group, copy))
+
+    def _fill(self, descriptor: int, entry: Entry, gives_group: bool, copy: Callable[[int], None]) -> None:
+        """Write a new file's content, give it all the rest, and close it."""
         try:
-            if entry.pieces is None:
-                stream.copy(entry.size, descriptor)
-            else:
-                for offset, length in entry.pieces:
-                    os.lseek(descriptor, offset, os.SEEK_SET)
-                    stream.copy(length, descriptor)
-                os.ftruncate(descriptor, entry.full_size)
-            # Owner, attributes, mode: chown(2) takes capabilities and setuid bits away.
-            if entry.uid or entry.gid or parent.gives_group:
+            copy(descriptor)
+            # Owner, attributes, mode: chown(2) takes capabilities and setuid bits away, and so does writing.
+            if entry.uid or entry.gid or gives_group:
                 os.fchown(descriptor, entry.uid, entry.gid)
-            self._set_attributes(descriptor, entry)
+            if entry.attributes:
+                self._set_attributes(descriptor, entry)
             os.fchmod(descriptor, entry.mode)
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
@@ -403,6 +414,17 @@ class Tree:
     def _empty_lower(self, descriptor: int, path: tuple[bytes, ...]) -> None:
         for child in map(os.fsencode, os.listdir(descriptor)):
             self._remove_lower(descriptor, child, (*path, child))
+
+
+def _copy(stream: Stream, entry: Entry, descriptor: int) -> None:
+    """Write what the stream has of a file; its holes stay holes."""
+    if entry.pieces is None:
+        stream.copy(entry.size, descriptor)
+        return
+    for offset, length in entry.pieces:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        stream.copy(length, descriptor)
+    os.ftruncate(descriptor, entry.full_size)
 
 
 def is_kept(attribute: bytes) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvctl.hostside import capabilities, expand, refusal, sandbox
+from hvctl.hostside.beside import Flusher
 from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable
 from hvctl.hostside.tarstream import read_entries
@@ -25,6 +26,7 @@ from hvctl.hostside.treewriter import Tree
 
 CAPABILITIES = (*sandbox.WRITE_ANY_OWNER, "CAP_SYS_CHROOT")
 _LOOK_BYTES = 16 * 1024**2
+_FLUSH_BYTES = 64 * 1024**2
 _LOOK_ENTRIES = 4096
 _LEAST_INODES = 1024
 
@@ -142,6 +144,8 @@ class _Job:
         self._entries, self._content_bytes = before.entries, before.expanded_bytes
         self._archive_bytes = os.fstat(self.descriptor).st_size
         self._next_look_bytes = 0
+        self._next_flush_bytes = _FLUSH_BYTES
+        self._flusher = Flusher("/")
         self._inodes = 0
         """Of a squashfs image, as it says: another process reads it, nobody here sees how far."""
 
@@ -178,6 +182,7 @@ class _Job:
             raise
         source.finish()
         tree.close()
+        self._flusher.finish()
         if self._archive.expanded_sha256 not in ("", digest):
             raise Refused(f"its content's digest is sha256:{digest}, not sha256:{self._archive.expanded_sha256}")
         return Report(
@@ -211,6 +216,9 @@ class _Job:
         if total_bytes > max(self._bounds.ratio_floor_bytes, self._bounds.ratio * self._archive_bytes):
             raise Refused(f"it expands to more than {self._bounds.ratio} times its size")
         self._check_space()
+        if total_bytes >= self._next_flush_bytes:
+            self._next_flush_bytes = total_bytes + _FLUSH_BYTES
+            self._flusher.begin()
         read = os.lseek(self.descriptor, 0, os.SEEK_CUR)
         if self._inodes:
             read = self._archive_bytes * min(self._entries, self._inodes) // self._inodes

@@ -15,7 +15,7 @@ from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import appdisk, building, disktree, made, treedisk
+from hvctl.rootfs import building, made
 from hvctl.rootfs.building import Building
 
 _LOOK_AGAIN_S = 0.05
@@ -30,6 +30,8 @@ def ensure_disk(host: Host, image: Image, events: Sink = ignore) -> Image:
         return image  # the backend says what is missing
 
     def make(work: Building, aside: Path) -> bytes:
+        from hvctl.rootfs import appdisk, treedisk  # here: a half is made once, and every command pays for an import
+
         if image.process is not None:
             return appdisk.make(work, image, aside)
         return treedisk.make(work, image, aside)
@@ -47,6 +49,8 @@ def ensure_tree(host: Host, image: Image, events: Sink = ignore, *, is_trusted: 
         return image
 
     def make(work: Building, aside: Path) -> bytes:
+        from hvctl.rootfs import disktree
+
         return disktree.make(work, image, aside, is_trusted=is_trusted)
 
     return _ensure(host, image, made.TREE, make, events)
