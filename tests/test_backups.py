@@ -39,7 +39,7 @@ from hvctl.units import MIB
 from tests import stacks, tiny, victims, world
 from tests.cli import run
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests import stores
 from tests.test_backups_hostile import make_backup, part
 from tests.test_ssh import Server
 
-pytestmark = pytest.mark.guest  # needs openssh-server, restic and root, which scripts/test has; and takes seconds
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs openssh-server, restic and root, which scripts/test has; and takes seconds
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"""A run of the tests that was killed: the next one takes away what it left, and nothing of one that lives."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import pytest
+
+from hvctl import hostsetup
+from hvctl.config import Config
+from hvctl.host import Host
+from hvctl.instances import create
+from hvctl.model import Mode
+from tests import campaign, sessions, tiny, victims, world
+
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
+
+
+def _live_and_die(_host: Host, token: str) -> None:
+    with sessions.begin(token) as settings, Host(settings) as host:
+        hostsetup.setup(host)
+        tiny.publish(host, "tiny")
+        create.create(host, create.Request(spec=tiny.make_spec("left-behind", Mode.CONTAINER), start=False))
+        with campaign.prepared(settings):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_run_left_goes_with_the_next(host: Host, settings: Config) -> None:
+    def look() -> tuple[object, ...]:
+        networks = sorted(item.name() for item in host.connection(Mode.VM).handle.listAllNetworks())
+        return world.look(host), networks, sorted(Path("/var/lib").iterdir()), sorted(Path("/run").iterdir())
+
+    before, token = look(), secrets.token_hex(3)
+    victims.die_in(settings, _live_and_die, token)
+    assert sessions.small_store(sessions.settings_of(token)).is_mount()
+    names = {domain.name() for mode in Mode for domain in host.connection(mode).handle.listAllDomains()}
+    assert len({"left-behind"} & names) == 1 and len([name for name in names if name.startswith("bystander-")]) >= 2
+    assert sessions.collect() == [token]  # this one lives
+    assert look() == before
+    assert sessions.collect() == []
