@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Guests after everything that is quick, so that a mistake shows early."""
     for item in items:
         for mark in item.iter_markers("long_in"):
-            if isinstance(item, pytest.Function) and item.callspec.params["mode"] is mark.args[0]:
+            params = item.callspec.params if isinstance(item, pytest.Function) else {}
+            if {"mode": mark.args[0], **mark.kwargs}.items() <= params.items():
                 item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: bool(item.get_closest_marker("guest")))
     marked = [(item, mark) for item in items for mark in item.iter_markers("only_mode")]

@@ -55,7 +55,7 @@ def password(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(params=["directory", "restic"])
 def repository(host: Host, tmp_path: Path, password: Path, request: pytest.FixtureRequest) -> Repository:
     """An empty one of each kind."""
     if request.param == "directory":
@@ -89,16 +89,7 @@ def restore(host: Host, repository: Repository, backup: str, name: str = "") -> 
     return restoring.restore(host, repository, request).record
 
 
-@pytest.mark.parametrize(
-    ("mode", "repository"),
-    [
-        *((mode, "directory") for mode in Mode),
-        (Mode.CONTAINER, "restic"),
-        # Every command of restic's takes half a second; that it keeps files as well is in test_backups_restic.py.
-        pytest.param(Mode.VM, "restic", marks=pytest.mark.long),
-    ],
-    indirect=["repository"],
-)
+@pytest.mark.long_in(Mode.VM, repository="restic")  # that restic keeps files as well is in test_backups_restic.py
 def test_a_backup_comes_back_under_another_name_in_an_empty_store(
     host: Host, elsewhere: Host, repository: Repository, mode: Mode, name: str
 ) -> None:

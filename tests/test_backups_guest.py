@@ -12,7 +12,7 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.instances import disks, lifecycle, query
-from hvctl.model import Instance, Mode, State
+from hvctl.model import Instance, Mode, State, Wait
 from hvctl.units import MIB
 from tests.cli import run
 from tests.test_guest import make
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.guest
 
 @pytest.fixture(scope="module")
 def subject(host: Host, mode: Mode, debian_image: str) -> Iterator[Instance]:
-    instance = make(host, "kept", mode, debian_image)
+    instance = make(host, "kept", mode, debian_image, wait=Wait.AGENT)
     yield instance
     for name in ("kept", "kept-again"):
         if query.find(host, name) is not None:

@@ -272,6 +272,7 @@ def test_rename_of_a_running_one_is_refused(settings: Config, running: Instance)
     assert (done.status, "hvctl stop running" in done.err) == (5, True)
 
 
+@pytest.mark.long_in(Mode.VM, how=signal.SIGTERM)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_libvirtd_that_restarts_finds_its_guests_as_they_were(
     host: Host, settings: Config, mode: Mode, running: Instance, how: signal.Signals
@@ -389,6 +390,8 @@ def test_a_killed_start_or_stop_is_done_by_the_same_command(
     assert run(settings, "start", "running").status == 0
 
 
+@pytest.mark.long_in(Mode.VM, step="files")
+@pytest.mark.long_in(Mode.CONTAINER, step="define")
 @pytest.mark.parametrize("step", ["files", "define", "start"])
 def test_a_libvirtd_killed_in_the_middle_of_a_create(
     host: Host, settings: Config, mode: Mode, debian_image: str, running: Instance, step: str
