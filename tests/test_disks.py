@@ -21,14 +21,14 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Spec, Wait
 from hvctl.units import GIB, MIB
 from tests import tiny, victims, world
-from tests.cli import Ran, run
+from tests.cli import Ran, call, run
 
 pytestmark = pytest.mark.guest
 
 
 def disk(settings: Config, *words: str) -> Ran:
     """`hvctl disk ...`, which must not fail."""
-    done = run(settings, "disk", *words)
+    done = call(settings, "disk", *words)
     assert done.status == 0, done
     return done
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_refused_and_nothing_has_changed(
     before = world.look(host)
     for only, words, status, said in REFUSED:
         if only in (None, mode):
-            done = run(settings, "disk", *words.split())
+            done = call(settings, "disk", *words.split())
             assert (done.status, said in done.err, "Traceback" in done.err) == (status, True, False), (words, done)
     assert world.differences(before, world.look(host)) == []
 
