@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.model import Mode
-from tests import campaign, sessions, tiny
+from tests import campaign, sessions, stores, tiny
 
 LENDER = "HVCTL_TEST_IMAGE_STORE"
 LONG_RUN_S = 60
@@ -149,8 +148,4 @@ def debian_image(host: Host) -> str:
     lender = os.environ.get(LENDER)
     if not lender:
         return images.build(host, images.parse_request(name)).name
-    identifier = Path(lender, "tags", name).read_text().strip()
-    words = ["cp", "--archive", "--link", f"{lender}/images/{identifier}", str(host.store.image(identifier))]
-    subprocess.run(words, check=True, timeout=300)
-    (host.store.tags / name).write_text(f"{identifier}\n")
-    return name
+    return stores.lend(Path(lender), host.store, name)
