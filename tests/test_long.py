@@ -37,14 +37,44 @@ def test_debian_13_boots_and_is_healthy(host: Host, settings: Config, leaves_not
     assert run(settings, "exec", "trixie", "--", "hostname").out == "trixie\n"
 
 
-def test_a_guest_with_uefi_boots_and_takes_its_variables_along(
+def inside(settings: Config, name: str, command: str) -> str:
+    done = run(settings, "ssh", name, "--", f"set -e; {command}")
+    assert done.status == 0, done.err
+    return done.out
+
+
+def test_what_firmware_and_tpm_keep_goes_with_snapshots_and_copies(
     host: Host, settings: Config, debian_image: str, leaves_nothing: None
 ) -> None:
-    made = run(settings, "create", "firm", "--image", debian_image, "--template", "uefi")
+    """One word in three places: a UEFI variable (after its 4 bytes of attributes), an index of the TPM, a file."""
+    variable, index = "/sys/firmware/efi/efivars/Probe-0a1b2c3d-0000-4000-8000-000000000001", "0x1500016 -C o"
+
+    def write(word: str) -> None:
+        octets = f"printf '\\007\\000\\000\\000{word}' > {variable}"
+        inside(settings, "firm", f"printf {word} | tpm2_nvwrite {index} -i -; chattr -i {variable}* || :; {octets}")
+        inside(settings, "firm", f"echo {word} > /root/word; sync")
+
+    def read(name: str) -> list[str]:
+        return inside(
+            settings, name, f"tpm2_nvread {index} -s 3; echo; cat {variable} | tail -c 3; echo; cat /root/word"
+        ).split()
+
+    images.build(host, images.parse_request("with-tools", suite="debian-12", packages=("tpm2-tools",)))
+    made = run(settings, "create", "firm", "--image", "with-tools", "--template", "uefi", "--set", "tpm=2.0")
     assert made.status == 0, made.err
-    assert run(settings, "ssh", "firm", "--", "ls -d /sys/firmware/efi").out == "/sys/firmware/efi\n"
     assert host.store.nvram(query.get(host, "firm").record.uuid).exists()
+    inside(settings, "firm", f"tpm2_nvdefine {index} -s 3")
+    for word, options in (("one", ()), ("two", ("--memory",))):
+        write(word)
+        assert run(settings, "snapshot", "take", "firm", word, *options).status == 0
+    write("six")
+    assert run(settings, "copy", "firm", "twin", "--no-start").status == 0
+    for word in ("two", "one", "two"):
+        assert run(settings, "snapshot", "revert", "firm", word, "--yes", "--force").status == 0
+        assert read("firm") == [word] * 3
     assert run(settings, "delete", "--yes", "firm").status == 0
+    assert run(settings, "start", "twin").status == 0
+    assert read("twin") == ["six"] * 3
 
 
 def test_a_nested_guest_has_the_extension(

@@ -40,7 +40,7 @@ After=libvirtd.service virtqemud.service virtlxcd.service
 
 [Service]
 Type=oneshot
-Environment=HVCTL_STORE={store} HVCTL_RUN={run} HVCTL_NETWORK={network}
+Environment=HVCTL_STORE={store} HVCTL_RUN={run} HVCTL_NETWORK={network} PYTHONPATH={code}
 ExecStart={python} -m hvctl snapshot tick
 """,
     "timer": """# Made by `hvctl host setup`, removed by `hvctl host teardown`.
@@ -121,7 +121,9 @@ def _tick(host: Host, kind: str) -> Path:
 
 def _format_tick(host: Host, text: str) -> str:
     settings = host.config
-    return text.format(store=settings.store, run=settings.run, network=settings.network, python=sys.executable)
+    code = Path(__file__).parents[2]  # a checkout that nobody installed is found, too
+    places = {"store": settings.store, "run": settings.run, "python": sys.executable, "code": code}
+    return text.format(network=settings.network, **places)
 
 
 def _systemctl(host: Host, words: tuple[str, ...], unit: str) -> None:
