@@ -1,12 +1,14 @@
 """Runs of the tests on this machine: each has a store, a run directory and a network with its token in their names.
 
 A run holds a lock with that token as long as it lives. So the next one knows which of the others was killed, and takes
-away what that left: instances, mounts, networks, directories.
+away what that left: instances, mounts, networks, directories. What a run in a world of its own (scripts/apart) has left
+went with that world, but for directories; its file says in which it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
@@ -25,6 +27,7 @@ from hvctl.hostside import daemons, locks
 from hvctl.instances import lifecycle
 
 _FOLDER = Path("/var/lib")
+_FIRST_PIDS = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
 _LOCK = re.compile(r"hvctl-test-([0-9a-f]{6})\.session")
 
 
@@ -32,7 +35,9 @@ _LOCK = re.compile(r"hvctl-test-([0-9a-f]{6})\.session")
 def begin(token: str = "") -> Iterator[Config]:
     """Settings that only this run uses, for the block; their directories are removed afterwards."""
     token = token or secrets.token_hex(3)
-    with locks.hold(_FOLDER / f"hvctl-test-{token}.session", timeout_s=0):
+    path = _FOLDER / f"hvctl-test-{token}.session"
+    with locks.hold(path, timeout_s=0):
+        path.write_text(_world())
         settings = settings_of(token)
         yield settings
         _remove_directories(settings)
@@ -55,21 +60,40 @@ def collect() -> list[str]:
         if name is None:
             continue
         try:
+            world = path.read_text()
+            if world != _world() and not _is_gone(world):
+                continue
             with locks.hold(path, timeout_s=0):
-                _remove(settings_of(name[1]))
+                _remove(settings_of(name[1]), has_guests=world == _world())
                 found.append(name[1])
-        except BlockingIOError:  # it lives
+        except (BlockingIOError, FileNotFoundError):  # it lives; it has just ended
             continue
         except (HvctlError, OSError, subprocess.SubprocessError) as error:
-            path.touch()
+            path.write_text(world)
             told = f"a run of the tests that was killed left {path.with_suffix('')}* and guests of that store: {error}"
             warnings.warn(f"{told}; see virsh list --all, /proc/mounts", stacklevel=1)
     return found
 
 
-def _remove(settings: Config) -> None:
-    stores = [store for store in (settings.store, small_store(settings)) if store.is_dir()]
-    for store in stores:
+def _world() -> str:
+    return os.readlink("/proc/self/ns/net")
+
+
+def _is_gone(world: str) -> bool:
+    """Whether nobody is there any more, as far as we see: all processes are in the first pid namespace alone."""
+    if os.readlink("/proc/self/ns/pid") != _FIRST_PIDS:
+        return False
+    for link in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == world:
+                return False
+    return True
+
+
+def _remove(settings: Config, *, has_guests: bool) -> None:
+    for store in (settings.store, small_store(settings)):
+        if not has_guests or not store.is_dir():
+            continue
         with Host(replace(settings, store=store)) as host:
             for change in directories.missing(host):  # a reboot has emptied what was in memory
                 change.apply()
@@ -79,9 +103,9 @@ def _remove(settings: Config) -> None:
             _unmount_below(store)
             for instance in host.instances():
                 lifecycle.delete(host, instance.name)
-    with Host(settings) as host:
-        hostsetup.teardown(host)
-    _unmount_below(_FOLDER / settings.store.name)
+    if has_guests:
+        with Host(settings) as host:
+            hostsetup.teardown(host)
     _remove_directories(settings)
 
 

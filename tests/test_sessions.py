@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,20 @@ def test_what_a_killed_run_left_goes_with_the_next(host: Host, settings: Config)
     assert sessions.collect() == [token]  # this one lives
     assert look() == before
     assert sessions.collect() == []
+
+
+def test_what_is_of_a_world_in_which_somebody_lives_is_not_touched(host: Host) -> None:
+    """Its domains are not seen from here."""
+    token = secrets.token_hex(3)
+    store, file = (Path(f"/var/lib/hvctl-test-{token}{end}") for end in ("", ".session"))
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"\n"
+        try:
+            store.mkdir()
+            file.write_text(os.readlink(f"/proc/{other.pid}/ns/net"))
+            assert sessions.collect() == []
+            assert store.is_dir() and file.exists()
+        finally:
+            other.kill()
+            file.unlink()
+            store.rmdir()
