@@ -59,14 +59,14 @@ def collect() -> list[str]:
         name = _LOCK.fullmatch(path.name)
         if name is None:
             continue
+        world = path.read_text() if path.exists() else _world()
+        if world != _world() and not _is_gone(world):
+            continue
         try:
-            world = path.read_text()
-            if world != _world() and not _is_gone(world):
-                continue
             with locks.hold(path, timeout_s=0):
                 _remove(settings_of(name[1]), has_guests=world == _world())
                 found.append(name[1])
-        except (BlockingIOError, FileNotFoundError):  # it lives; it has just ended
+        except BlockingIOError:  # it lives
             continue
         except (HvctlError, OSError, subprocess.SubprocessError) as error:
             path.write_text(world)
