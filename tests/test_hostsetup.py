@@ -142,6 +142,17 @@ def test_a_daemon_is_told_from_its_children(host: Host) -> None:
     assert daemons.find_running("no-such-daemon") == 0
 
 
+@pytest.mark.apart
+def test_a_daemon_that_has_ended_is_not_waited_for_by_whoever_started_it() -> None:
+    """lxcfs is a child of the process that sets a host up: until that asks for it, its number stays."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert daemons._start_time(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{child.pid}/stat").exists()
+        assert daemons._start_time(child.pid) == ""
+
+
 _PIN = """
 import os, pathlib, subprocess, sys
 from hvctl.hostside import daemons

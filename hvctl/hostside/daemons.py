@@ -233,11 +233,12 @@ def _started() -> dict[str, tuple[int, str]]:
 
 
 def _start_time(process: int) -> str:
-    """Field 22 of proc(5)'s stat; empty when there is no such process."""
+    """Field 22 of proc(5)'s stat; empty when there is no such process, or it has ended and nobody has asked how."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]
 
 
 def _wait_gone(process: int) -> None:
