@@ -38,7 +38,7 @@ from hvctl.hostsetup import daemons, directories
 from hvctl.hostside.daemons import find_running
 from hvctl.instances import lifecycle, query
 from hvctl.model import Mode, Record, State
-from tests import tiny, victims, world
+from tests import sessions, tiny, victims, world
 from tests.scenarios import POINTS, SCENARIOS, UNSUPPORTED, Scenario, make_instance
 
 
@@ -164,7 +164,7 @@ class SmallDisk:
 @contextlib.contextmanager
 def prepared(settings: Config) -> Iterator[tuple[Host, SmallDisk]]:
     """A host with a store of its own, the tiny image in it, and of each mode an instance that nothing must befall."""
-    store = settings.store.with_name(f"{settings.store.name}-small")
+    store = sessions.small_store(settings)
     disk = SmallDisk(store)
     try:
         with Host(replace(settings, store=store)) as host:

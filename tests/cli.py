@@ -1,12 +1,18 @@
-"""The command line as a user runs it: a process of its own."""
+"""The command line as a user runs it, in a process of its own; and in this one, where only what it does and says matters."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 
+import pytest
+
+from hvctl.cli.app import App
+from hvctl.cli.main import run_command
 from hvctl.config import Config
 
 TIMEOUT_S = 240
@@ -54,3 +60,16 @@ def run(settings: Config, *words: str, stdin: str = "") -> Ran:
     """Run hvctl; everything as text."""
     done = run_bytes(settings, *words, stdin=stdin.encode())
     return Ran(status=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())
+
+
+def call(settings: Config, *words: str) -> Ran:
+    """As `run`, in this process: a fifth of a second less, and what is imported already is not seen to be missing."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        for name, value in environment(settings).items():
+            patch.setenv(name, value)
+        status = run_command(App(), list(words))
+    return Ran(status=status, out=out.getvalue(), err=err.getvalue())

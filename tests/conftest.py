@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import signal
-import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import pytest
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.model import Mode
-from tests import campaign, tiny
+from tests import campaign, sessions, stores, tiny
 
 LENDER = "HVCTL_TEST_IMAGE_STORE"
+LONG_RUN_S = 60
 ONE_MODE = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
@@ -44,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Guests after everything that is quick, so that a mistake shows early."""
     for item in items:
         for mark in item.iter_markers("long_in"):
-            if isinstance(item, pytest.Function) and item.callspec.params["mode"] is mark.args[0]:
+            params = item.callspec.params if isinstance(item, pytest.Function) else {}
+            if {"mode": mark.args[0], **mark.kwargs}.items() <= params.items():
                 item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: bool(item.get_closest_marker("guest")))
     marked = [(item, mark) for item in items for mark in item.iter_markers("only_mode")]
@@ -52,7 +52,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What the fault campaign has done; the tests that exist for one mode only, counted, each with its reason."""
+    """Where the time went; what the fault campaign has done; the tests of one mode only, counted, each with its reason."""
+    seconds = Counter[str]()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid.split("::")[0]] += report.duration  # type: ignore[assignment]
+    if seconds.total() > LONG_RUN_S:
+        terminalreporter.section("seconds by module")
+        for name, spent_s in seconds.most_common(20):
+            terminalreporter.line(f"{spent_s:7.1f} {name}")
     lines = campaign.tally.lines()
     if lines:
         terminalreporter.section("fault campaign")
@@ -68,11 +76,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def settings() -> Iterator[Config]:
     """Settings for a store, a run directory and a network that only this run uses."""
-    token = secrets.token_hex(3)
-    store, run = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
-    yield Config(store=store, run=run, network=f"hvtest{token}")
-    for path in (store, run):
-        shutil.rmtree(path, ignore_errors=True)
+    with sessions.begin() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +103,7 @@ def host(settings: Config, users_home: Path) -> Iterator[Host]:
 
     with Host(settings) as prepared:
         hostsetup.setup(prepared)
+        sessions.collect()
         yield prepared
         for instance in prepared.instances():
             lifecycle.delete(prepared, instance.name)
@@ -110,16 +116,12 @@ def elsewhere(users_home: Path) -> Iterator[Host]:
     from hvctl import hostsetup
     from hvctl.instances import lifecycle
 
-    token = secrets.token_hex(3)
-    store, run = Path(f"/var/lib/hvctl-test-{token}"), Path(f"/run/hvctl-test-{token}")
-    with Host(Config(store=store, run=run, network=f"hvtest{token}")) as other:
+    with sessions.begin() as settings, Host(settings) as other:
         hostsetup.setup(other)
         yield other
         for instance in other.instances():
             lifecycle.delete(other, instance.name)
         hostsetup.teardown(other)
-    for path in (store, run):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -146,8 +148,4 @@ def debian_image(host: Host) -> str:
     lender = os.environ.get(LENDER)
     if not lender:
         return images.build(host, images.parse_request(name)).name
-    identifier = Path(lender, "tags", name).read_text().strip()
-    words = ["cp", "--archive", "--link", f"{lender}/images/{identifier}", str(host.store.image(identifier))]
-    subprocess.run(words, check=True, timeout=300)
-    (host.store.tags / name).write_text(f"{identifier}\n")
-    return name
+    return stores.lend(Path(lender), host.store, name)

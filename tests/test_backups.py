@@ -39,7 +39,7 @@ from hvctl.units import MIB
 from tests import stacks, tiny, victims, world
 from tests.cli import run
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 @pytest.fixture
@@ -89,6 +89,7 @@ def restore(host: Host, repository: Repository, backup: str, name: str = "") -> 
     return restoring.restore(host, repository, request).record
 
 
+@pytest.mark.long_in(Mode.VM, repository="restic")  # that restic keeps files as well is in test_backups_restic.py
 def test_a_backup_comes_back_under_another_name_in_an_empty_store(
     host: Host, elsewhere: Host, repository: Repository, mode: Mode, name: str
 ) -> None:

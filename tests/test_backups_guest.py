@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hvctl import gc
+from hvctl import gc, images
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.instances import disks, lifecycle, query
-from hvctl.model import Instance, Mode, State
+from hvctl.model import Instance, Mode, State, Wait
 from hvctl.units import MIB
+from tests import stores
 from tests.cli import run
 from tests.test_guest import make
 from tests.test_snapshots_guest import inside
@@ -21,18 +23,22 @@ from tests.test_snapshots_guest import inside
 pytestmark = pytest.mark.guest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def subject(host: Host, mode: Mode, debian_image: str) -> Iterator[Instance]:
-    instance = make(host, "kept", mode, debian_image)
+    instance = make(host, "kept", mode, debian_image, wait=Wait.AGENT)
     yield instance
     for name in ("kept", "kept-again"):
         if query.find(host, name) is not None:
             lifecycle.delete(host, name)
 
 
+@pytest.mark.long_in(Mode.VM, image="comes along")
+@pytest.mark.long_in(Mode.CONTAINER, image="is there")
+@pytest.mark.parametrize("image", ["comes along", "is there"])
 def test_a_running_guest_comes_back_elsewhere_as_it_was(
-    host: Host, elsewhere: Host, settings: Config, mode: Mode, subject: Instance, tmp_path: Path
+    host: Host, elsewhere: Host, settings: Config, mode: Mode, subject: Instance, image: str, tmp_path: Path
 ) -> None:
+    """The image of half a gigabyte is stored and restored in one mode a day; test_backups.py has that in both."""
     token, repo = secrets.token_hex(8), ("--repo", str(tmp_path / "repository"))
     disks.add(host, "kept", disks.DiskRequest(name="data", size_bytes=32 * MIB, filesystem="ext4"))
     mount = "mount /dev/disk/by-id/virtio-data /srv/data && " if mode is Mode.VM else ""
@@ -41,11 +47,15 @@ def test_a_running_guest_comes_back_elsewhere_as_it_was(
     owned = "install -o 1000 -g 2000 /dev/null /root/owned; setcap cap_net_raw+ep /root/owned 2>/dev/null || true"
     inside(settings, "kept", owned)
     assert run(settings, "backup", "init", *repo[1:]).status == 0
-    done = run(settings, "backup", "create", "kept", *repo)
+    words: tuple[str, ...] = ("kept", *repo)
+    if image == "is there":
+        stores.lend(host.store.root, elsewhere.store, subject.record.spec.image)
+        words = ("kept", "--without-image", *repo)
+    done = run(settings, "backup", "create", *words)
     assert (done.status, done.out, done.err) == (0, "", "")
     assert query.get(host, "kept").state is State.RUNNING
     inside(settings, "kept", "echo later > /root/token; echo later > /srv/data/file; sync")
-    done = run(settings, "backup", "create", "kept", "--comment", "later", *repo)
+    done = run(settings, "backup", "create", "--comment", "later", *words)
     assert (done.status, done.out, done.err) == (0, "", "")
     assert run(settings, "backup", "verify", *repo).status == 0
     rows = [line.split() for line in run(settings, "backup", "list", "kept", *repo).out.splitlines()[1:]]
@@ -63,4 +73,7 @@ def test_a_running_guest_comes_back_elsewhere_as_it_was(
     assert inside(elsewhere.config, "kept-again", data).split() == [token, "1000:2000"]
     assert made.host_key != subject.record.host_key
     lifecycle.delete(elsewhere, "kept-again")
+    if image == "is there":
+        images.delete(elsewhere, subject.record.spec.image)
     gc.collect(elsewhere)
+    assert os.listdir(elsewhere.store.images) == []  # or the next one would not need that which it stored

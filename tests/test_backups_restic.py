@@ -24,7 +24,8 @@ from tests import stores
 from tests.test_backups_hostile import make_backup, part
 from tests.test_ssh import Server
 
-pytestmark = pytest.mark.guest  # needs openssh-server, restic and root, which scripts/test has; and takes seconds
+# These need openssh-server, restic and root, which scripts/test has; and take seconds.
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 @pytest.fixture

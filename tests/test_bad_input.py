@@ -26,7 +26,7 @@ from tests import tiny, world
 from tests.cli import Ran, environment, run
 from tests.payloads import PAYLOADS
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 @pytest.fixture

@@ -254,6 +254,7 @@ def test_what_its_root_writes_is_the_callers_outside(settings: Config, boxed: In
     assert sh(settings, "boxed", "touch /read/only/x; echo $?").startswith("1\n")
 
 
+@pytest.mark.apart
 @container_only("directories shared with the host")
 @pytest.mark.parametrize(
     ("words", "status", "named"),
@@ -286,6 +287,7 @@ def test_a_mistake_is_told_in_one_line(
     assert world.differences(before, look(host)) == []
 
 
+@pytest.mark.apart
 @pytest.mark.only_mode(Mode.VM, "what only containers can is refused for a VM")
 @pytest.mark.parametrize("words", [("--privileged",), ("--processes", "100"), ("--mount", "/srv:/data")])
 def test_a_vm_says_what_it_cannot(host: Host, settings: Config, tiny_image: str, words: tuple[str, ...]) -> None:
@@ -419,6 +421,7 @@ def test_user_data_reaches_cloud_init(host: Host, settings: Config, debian_image
         lifecycle.delete(host, "clouded")
 
 
+@pytest.mark.apart
 @container_only("libvirt-LXC cannot rename")
 @pytest.mark.parametrize("converge", ["gc", "rename", "delete"])
 def test_killed_between_two_names_it_is_neither_lost_nor_usable(
@@ -482,6 +485,7 @@ def test_a_half_made_one_cannot_be_started_by_virsh(host: Host, settings: Config
     assert query.find(host, "half-made") is None
 
 
+@pytest.mark.apart
 @container_only("ids of its own")
 @pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.long)])
 def test_ranges_do_not_overlap_however_many_are_given_at_once(host: Host, tiny_image: str, count: int) -> None:

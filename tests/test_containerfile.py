@@ -133,6 +133,7 @@ def test_a_command_sees_no_network_and_no_process_of_the_host(host: Host, tmp_pa
     assert all(path.name in (tree / "net").read_text() for path in Path("/sys/class/net").iterdir())
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # a server of its own
 def test_what_it_is_from_comes_by_the_network_all_the_same(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +169,7 @@ def _die_at(task: str, tmp_path: Path, host: Host, _name: str) -> Image:
     return build(host, tmp_path, _THREE_STEPS, kill)
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but processes of its own, and seconds
 @pytest.mark.parametrize("task", STEPS)
 def test_killed_at_any_step_nothing_but_what_gc_takes_is_left(host: Host, tmp_path: Path, task: str) -> None:
@@ -183,6 +185,7 @@ def test_killed_at_any_step_nothing_but_what_gc_takes_is_left(host: Host, tmp_pa
     build(host, tmp_path, _THREE_STEPS)
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 @pytest.mark.parametrize("free_bytes", [2 * MIB, 5 * MIB, 12 * MIB])
 def test_a_full_disk_leaves_nothing(

@@ -27,7 +27,7 @@ from hvctl.units import MIB
 from tests import roots, tiny, world
 from tests.cli import run
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 def other(mode: Mode) -> Mode:

@@ -17,7 +17,7 @@ from tests import campaign
 from tests.campaign import Injection, Stages, Sweep
 from tests.scenarios import IN_A_GUEST, POINTS, SCENARIOS, SWEPT, UNSUPPORTED
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from hvctl.hostside.diskview import Raw
 from hvctl.hostside.refusal import Refused
 from tests import layereddisk, trees
 
-pytestmark = pytest.mark.guest  # loop devices of the whole machine
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # loop devices of the whole machine
 
 MIB = 1024**2
 SIZE_BYTES = 24 * MIB

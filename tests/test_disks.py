@@ -21,14 +21,14 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Spec, Wait
 from hvctl.units import GIB, MIB
 from tests import tiny, victims, world
-from tests.cli import Ran, run
+from tests.cli import Ran, call, run
 
 pytestmark = pytest.mark.guest
 
 
 def disk(settings: Config, *words: str) -> Ran:
     """`hvctl disk ...`, which must not fail."""
-    done = run(settings, "disk", *words)
+    done = call(settings, "disk", *words)
     assert done.status == 0, done
     return done
 
@@ -88,17 +88,19 @@ REFUSED: tuple[tuple[Mode | None, str, int, str], ...] = (
 )
 
 
+@pytest.mark.apart
 def test_what_cannot_be_is_refused_and_nothing_has_changed(
     host: Host, settings: Config, mode: Mode, stopped: Instance
 ) -> None:
     before = world.look(host)
     for only, words, status, said in REFUSED:
         if only in (None, mode):
-            done = run(settings, "disk", *words.split())
+            done = call(settings, "disk", *words.split())
             assert (done.status, said in done.err, "Traceback" in done.err) == (status, True, False), (words, done)
     assert world.differences(before, world.look(host)) == []
 
 
+@pytest.mark.apart
 def test_a_disk_never_shrinks(settings: Config, mode: Mode, stopped: Instance) -> None:
     disk(settings, "add", "off", "data", "--size", "32M", "--filesystem", "ext4")
     done = run(settings, "disk", "resize", "off", "data", "16M")
@@ -107,6 +109,7 @@ def test_a_disk_never_shrinks(settings: Config, mode: Mode, stopped: Instance) -
     assert "64MiB" in disk(settings, "resize", "off", "data", "64M").out
 
 
+@pytest.mark.apart
 @pytest.mark.only_mode(Mode.VM, "roots of containers have no size")
 def test_the_root_of_a_stopped_vm_grows(host: Host, settings: Config, mode: Mode, stopped: Instance) -> None:
     disk(settings, "resize", "off", "root", "2G")
@@ -118,6 +121,7 @@ def test_the_root_of_a_stopped_vm_grows(host: Host, settings: Config, mode: Mode
     assert (done.status, "cannot shrink" in done.err) == (7, True)
 
 
+@pytest.mark.apart
 @pytest.mark.only_mode(Mode.VM, "qcow2 is no container's")
 def test_a_qcow2_disk_is_described_as_it_was_asked_for(
     host: Host, settings: Config, mode: Mode, stopped: Instance
@@ -137,6 +141,7 @@ def test_a_qcow2_disk_is_described_as_it_was_asked_for(
     assert domain.findtext("./devices/disk[serial='s-1']/iotune/total_bytes_sec") == str(MIB)
 
 
+@pytest.mark.apart
 def test_the_list_has_the_root_and_what_was_added(settings: Config, mode: Mode, stopped: Instance) -> None:
     disk(settings, "add", "off", "data", "--size", "16M")
     root, data = json.loads(disk(settings, "list", "off", "--json").out)
@@ -146,6 +151,7 @@ def test_the_list_has_the_root_and_what_was_added(settings: Config, mode: Mode, 
     assert [line.split()[1] for line in table.splitlines() if line.startswith("off ")] == ["root", "data"]
 
 
+@pytest.mark.apart
 def test_what_virsh_changed_stays_when_a_disk_comes_and_goes(
     host: Host, settings: Config, mode: Mode, stopped: Instance
 ) -> None:
@@ -156,6 +162,7 @@ def test_what_virsh_changed_stays_when_a_disk_comes_and_goes(
     assert "<title>mine</title>" in domains.get_xml(domain)
 
 
+@pytest.mark.apart
 def test_a_deleted_instance_takes_its_volumes_along_unless_told(
     host: Host, settings: Config, mode: Mode, stopped: Instance
 ) -> None:
@@ -170,6 +177,7 @@ def test_a_deleted_instance_takes_its_volumes_along_unless_told(
     assert volumes.list_unattached(host) == []
 
 
+@pytest.mark.apart
 def test_a_volume_that_was_half_made_is_an_orphan(host: Host, stopped: Instance) -> None:
     folder = host.store.volumes / "00000000-0000-4000-8000-00000000000a"
     folder.mkdir()
@@ -178,6 +186,7 @@ def test_a_volume_that_was_half_made_is_an_orphan(host: Host, stopped: Instance)
     assert not folder.exists()
 
 
+@pytest.mark.apart
 def test_two_volumes_of_one_name_are_told_apart_by_their_identifiers(
     host: Host, settings: Config, mode: Mode, stopped: Instance
 ) -> None:
@@ -230,7 +239,7 @@ def names_inside(settings: Config, name: str) -> list[str]:
 
 
 def test_a_disk_comes_and_goes_while_the_vm_runs_and_keeps_its_content(
-    host: Host, settings: Config, vm: Instance, boxes: tuple[Instance, Instance], debian_image: str
+    host: Host, settings: Config, vm: Instance, boxes: tuple[Instance, Instance], tiny_image: str
 ) -> None:
     words = "--size 64M --filesystem ext4 --iops 500 --rate 50M"
     assert "virtio-data" in disk(settings, "add", "disky", "data", *words.split()).out
@@ -254,21 +263,23 @@ def test_a_disk_comes_and_goes_while_the_vm_runs_and_keeps_its_content(
     assert "vdb" not in names_inside(settings, "disky")
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, 0o600)
 
-    spec = Spec(name="second", mode=Mode.VM, image=debian_image, memory_bytes=384 * MIB)
-    create.create(host, create.Request(spec=spec, start=False))
+    # By way of one that is off back into the one that runs, and on from there. That one boots with such a disk is in
+    # test_backups_guest.py.
+    create.create(host, create.Request(spec=tiny.make_spec("second"), start=False))
     try:
         disk(settings, "add", "second", "copy", "--volume", "data")
-        lifecycle.start(host, "second", goal=Wait.AGENT)
-        read = by_serial("copy") + "mount $D /mnt; cat /mnt/file; umount /mnt"
-        assert sh(settings, "second", read) == "kept\n"
-        refused = run(settings, "disk", "move", "second", "copy", "box")
-        assert (refused.status, "--trust" in refused.err) == (6, True)
-        assert [item.name for item in query.get(host, "second").record.disks] == ["copy"]
-        disk(settings, "move", "second", "copy", "box", "--as", "data", "--trust")
-        assert sh(settings, "box", "cat /srv/data/file; stat -c %u /srv/data/file") == "kept\n0\n"
-        assert "vdb" not in names_inside(settings, "second")
+        disk(settings, "move", "second", "copy", "disky")
+        assert query.get(host, "second").record.disks == ()
     finally:
         lifecycle.delete(host, "second")
+    read = by_serial("copy") + "mount $D /mnt; cat /mnt/file; umount /mnt"
+    assert sh(settings, "disky", read) == "kept\n"
+    refused = run(settings, "disk", "move", "disky", "copy", "box")
+    assert (refused.status, "--trust" in refused.err) == (6, True)
+    assert [item.name for item in query.get(host, "disky").record.disks] == ["copy"]
+    disk(settings, "move", "disky", "copy", "box", "--as", "data", "--trust")
+    assert sh(settings, "box", "cat /srv/data/file; stat -c %u /srv/data/file") == "kept\n0\n"
+    assert "vdb" not in names_inside(settings, "disky")
     disk(settings, "remove", "box", "data", "--yes")
     assert not path.exists()
 

@@ -21,7 +21,7 @@ from hvctl.rootfs.intake import DiskFacts, Limits
 from hvctl.units import GIB, MIB
 from tests.test_qcow2 import CLUSTER, make
 
-pytestmark = pytest.mark.guest  # needs root, qemu-img and bubblewrap
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs root, qemu-img and bubblewrap
 LIMITS = Limits(reserve_bytes=0)
 
 

@@ -52,12 +52,14 @@ def bridged() -> Iterator[frames.Lab]:
         yield made
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 @pytest.mark.parametrize("name", HONEST)
 def test_a_guest_speaks_as_itself(bridged: frames.Lab, name: str) -> None:
     assert bridged.arrives(MINE.device, HONEST[name], OTHER.device)
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 @pytest.mark.parametrize("name", FORGED)
 def test_a_guest_cannot_send(bridged: frames.Lab, name: str) -> None:
@@ -65,6 +67,7 @@ def test_a_guest_cannot_send(bridged: frames.Lab, name: str) -> None:
     assert bridged.received(MINE.device, [FORGED[name], honest], OTHER.device) == [honest]
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 def test_without_the_tables_forged_frames_do_arrive(bridged: frames.Lab) -> None:
     """The control: it is the filter that stops them, not the way they are sent."""
@@ -76,6 +79,7 @@ def test_without_the_tables_forged_frames_do_arrive(bridged: frames.Lab) -> None
         bridged.load(filters.render([MINE, OTHER], [SUBNET]))
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 def test_a_port_that_is_nobodys_is_left_alone(bridged: frames.Lab) -> None:
     bridged.load(filters.render([OTHER], [SUBNET]))
@@ -119,6 +123,7 @@ def definition(address: str) -> str:
         </hvctl:instance></metadata></domain>"""
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 def test_the_hook_admits_before_the_start_and_dismisses_after_the_end(tmp_path: Path) -> None:
     guests = tmp_path / "guests"
@@ -134,6 +139,7 @@ def test_the_hook_admits_before_the_start_and_dismisses_after_the_end(tmp_path: 
     assert MINE.address not in ended.stdout
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 def test_a_start_brings_back_every_guest_of_a_flushed_ruleset(tmp_path: Path) -> None:
     """Each call has a fresh network namespace, which is a ruleset that was flushed."""
@@ -145,6 +151,7 @@ def test_a_start_brings_back_every_guest_of_a_flushed_ruleset(tmp_path: Path) ->
     assert OTHER.address in started.stdout
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 @pytest.mark.parametrize(("operation", "code"), [("prepare begin", 1), ("reconnect begin", 0), ("release end", 0)])
 def test_a_failing_hook_refuses_only_a_start(tmp_path: Path, operation: str, code: int) -> None:
@@ -175,11 +182,13 @@ def routed() -> Iterator[frames.Lab]:
         yield made
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 def test_a_guest_reaches_the_outside_by_the_hosts_address(routed: frames.Lab) -> None:
     assert routed.ask(MINE.device, "192.0.2.2", "outside") == "192.0.2.1"
 
 
+@pytest.mark.apart
 @pytest.mark.guest
 def test_nobody_outside_reaches_a_guest(routed: frames.Lab) -> None:
     assert routed.ask("outside", MINE.address, MINE.device) == ""

@@ -112,7 +112,7 @@ def test_the_life_of_one(host: Host, settings: Config, mode: Mode, debian_image:
     assert found == "renamed\nrenamed\nkept\n"
     assert run(settings, "exec", name, "--", "sh", "-c", "exit 7").status == 7
 
-    noise = secrets.token_bytes(1000 * 1000)  # an emulated guest decrypts a megabyte in seconds; test_ssh.py sends ten
+    noise = secrets.token_bytes(200 * 1000)  # an emulated guest decrypts a megabyte in seconds; test_ssh.py sends ten
     assert run_bytes(settings, "ssh", name, "--", "cat", stdin=noise).stdout == noise
 
     assert run(settings, "delete", name).status == 2  # without a terminal it wants --yes
@@ -272,6 +272,7 @@ def test_rename_of_a_running_one_is_refused(settings: Config, running: Instance)
     assert (done.status, "hvctl stop running" in done.err) == (5, True)
 
 
+@pytest.mark.long_in(Mode.VM, how=signal.SIGTERM)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_libvirtd_that_restarts_finds_its_guests_as_they_were(
     host: Host, settings: Config, mode: Mode, running: Instance, how: signal.Signals
@@ -389,6 +390,8 @@ def test_a_killed_start_or_stop_is_done_by_the_same_command(
     assert run(settings, "start", "running").status == 0
 
 
+@pytest.mark.long_in(Mode.VM, step="files")
+@pytest.mark.long_in(Mode.CONTAINER, step="define")
 @pytest.mark.parametrize("step", ["files", "define", "start"])
 def test_a_libvirtd_killed_in_the_middle_of_a_create(
     host: Host, settings: Config, mode: Mode, debian_image: str, running: Instance, step: str
@@ -474,7 +477,7 @@ def test_a_full_disk_pauses_and_resume_goes_on_where_it_stood(
 ) -> None:
     """The guest's disk moves to a small file system; what it writes beyond that waits for space, and is not lost."""
     layer = host.store.layer(running.record.layers[-1])
-    assert run(settings, "stop", "running").status == 0
+    assert run(settings, "stop", "--force", "running").status == 0
     disk = layer / "disk.qcow2"
     size_bytes = disk.stat().st_size + 8 * MIB
     mount = f"mount -t tmpfs -o mode=711,size={size_bytes} tmpfs {layer}"

@@ -277,6 +277,7 @@ def die(deed: str, number: int, host: Host, _name: str) -> object:
     return DEEDS[deed](host, count)
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # for the time that they take
 @pytest.mark.parametrize("deed", DEEDS)
 def test_killed_at_any_step_nothing_half_made_stays(tree: Path, tmp_path: Path, deed: str) -> None:
@@ -328,6 +329,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(top)], check=True, timeout=30)
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # for the time that they take
 @pytest.mark.parametrize("left_bytes", [0, 256 * 1024])
 @pytest.mark.parametrize("deed", DEEDS)

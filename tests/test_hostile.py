@@ -22,7 +22,7 @@ from hvctl.units import GIB
 from tests import hostile
 from tests.trees import fingerprint
 
-pytestmark = pytest.mark.guest  # needs root, and bubblewrap
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs root, and bubblewrap
 REFUSED, CONTAINED = hostile.refused(), hostile.contained()
 LIMITS = Limits(reserve_bytes=0, expanded_bytes=1 * GIB)
 

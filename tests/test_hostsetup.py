@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,3 +140,38 @@ def test_the_command_says_when_there_is_nothing_to_do(settings: Config, host: Ho
 def test_a_daemon_is_told_from_its_children(host: Host) -> None:
     assert daemons.find_running("libvirtd") == int(Path("/run/libvirtd.pid").read_text())
     assert daemons.find_running("no-such-daemon") == 0
+
+
+@pytest.mark.apart
+def test_a_daemon_that_has_ended_is_not_waited_for_by_whoever_started_it() -> None:
+    """lxcfs is a child of the process that sets a host up: until that asks for it, its number stays."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert daemons._start_time(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{child.pid}/stat").exists()
+        assert daemons._start_time(child.pid) == ""
+
+
+_PIN = """
+import os, pathlib, subprocess, sys
+from hvctl.hostside import daemons
+os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[1:]})
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=True)
+daemons.NAMESPACE = pathlib.Path("/mnt/namespaces/libvirtd")
+daemons._make_pin()
+for _time in range(10):
+    daemons._run_pinned("grep Cpus_allowed_list /proc/self/status >> /mnt/seen")
+    subprocess.run(["umount", daemons.NAMESPACE], check=True)
+own = pathlib.Path("/proc/self/status").read_text()
+assert {line in own for line in open("/mnt/seen")} == {True}, "it runs on fewer CPUs than we"
+"""
+
+
+@pytest.mark.apart
+def test_libvirtds_namespace_is_pinned_whichever_cpu_has_numbered_ours() -> None:
+    cpus = [str(cpu) for cpu in os.sched_getaffinity(0)]
+    for cpu in cpus:
+        words = ["taskset", "--cpu-list", cpu, "unshare", "--mount", sys.executable, "-c", _PIN, *cpus]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr

@@ -232,6 +232,7 @@ def publish_tiny(host: Host, name: str, version: str) -> Image:
     return image
 
 
+@pytest.mark.apart
 def test_an_image_in_use_stays_and_its_users_are_named(host: Host, disposable_image: str) -> None:
     image = published.get_image(host, disposable_image)
     create.create(host, Request(spec=tiny.make_spec("image-user", image=disposable_image), start=False))
@@ -248,6 +249,7 @@ def test_an_image_in_use_stays_and_its_users_are_named(host: Host, disposable_im
         images.delete(host, disposable_image)
 
 
+@pytest.mark.apart
 def test_a_name_that_moved_leaves_the_old_image_to_its_users(host: Host, disposable_image: str) -> None:
     old = published.get_image(host, disposable_image)
     create.create(host, Request(spec=tiny.make_spec("image-user", image=disposable_image), start=False))
@@ -262,6 +264,7 @@ def test_a_name_that_moved_leaves_the_old_image_to_its_users(host: Host, disposa
     images.delete(host, disposable_image)
 
 
+@pytest.mark.apart
 def test_an_image_with_two_names_goes_with_the_second(host: Host, disposable_image: str) -> None:
     image = published.get_image(host, disposable_image)
     (host.store.tags / "second").write_text(f"{image.id}\n")
@@ -271,6 +274,7 @@ def test_an_image_with_two_names_goes_with_the_second(host: Host, disposable_ima
     assert image.id not in published.list_ids(host)
 
 
+@pytest.mark.apart
 def test_a_removal_that_was_killed_half_way_is_finished_or_undone(host: Host, disposable_image: str) -> None:
     image = published.get_image(host, disposable_image)
     create.create(host, Request(spec=tiny.make_spec("image-user", image=disposable_image), start=False))

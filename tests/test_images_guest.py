@@ -199,7 +199,7 @@ def check_newest_is_booted(host: Host, name: str) -> None:
     assert theirs == [
         files.hash_file(path) for path in (host.store.kernel(record.uuid), host.store.initrd(record.uuid))
     ]
-    lifecycle.stop(host, name)
+    lifecycle.stop(host, name, force=True)
     start(host, name)
     assert sh(host, "lsmod | grep -c ^virtio_net", name) == "1"
 

@@ -121,6 +121,7 @@ def test_a_compressed_disk_that_is_cut_short_is_refused(host: Host, disk: Path, 
     refuse(host, "cannot be expanded|cut short", path)
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_a_bomb_is_refused(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "bomb.zst"
@@ -252,6 +253,7 @@ def test_a_user_is_a_name(host: Host, disk: Path, user: str) -> None:
     refuse(host, "no name of a user", disk, login_user=user)
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_prune_says_what_it_would_and_does_it(host: Host, site: Site, disk: Path, tmp_path: Path) -> None:
     def hvctl(*words: str) -> str:
@@ -272,6 +274,7 @@ def test_prune_says_what_it_would_and_does_it(host: Host, site: Site, disk: Path
     assert hvctl("prune") == "nothing to do\n"
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_the_command_line_takes_a_relative_path(host: Host, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(disk.parent)
@@ -294,6 +297,7 @@ def _die_at(task: str, source: str, host: Host, name: str) -> object:
     return images.bring(host, Wanted(name=name, source=source, is_insecure=True), kill)
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize("task", STEPS)
 def test_killed_at_any_step_nothing_but_what_gc_takes_is_left(host: Host, site: Site, disk: Path, task: str) -> None:
@@ -334,6 +338,7 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Host]]:
 RESERVE_BYTES = 256 * MIB  # what a conversion leaves free
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize("space_bytes", [256 * 1024, RESERVE_BYTES + 4 * MIB, RESERVE_BYTES + 12 * MIB, GIB])
 @pytest.mark.parametrize("has_length", [True, False])

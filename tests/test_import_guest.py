@@ -51,6 +51,7 @@ def test_a_tree_that_knows_nothing_of_us_runs_as_a_container(host: Host, alike: 
     assert world.differences(before, world.look(host)) == []
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("firmware", list(Firmware))
 def test_a_disk_gets_the_firmware_that_it_needs(host: Host, tmp_path: Path, firmware: Firmware) -> None:
     name = f"disk-{firmware}"

@@ -25,7 +25,7 @@ from tests import ocilayout
 from tests.tarballs import COMPRESS, END, entry, header, pax, tar, zstd
 from tests.trees import fingerprint
 
-pytestmark = pytest.mark.guest  # needs root, and bubblewrap
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs root, and bubblewrap
 LIMITS = Limits(reserve_bytes=0)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hvctl.hostside import differences, layers, mounts
 from tests.trees import scribble, view
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from hvctl.instances.verbs import PUBLISH
 from hvctl.model import Mode, Spec, State
 from hvctl.rootfs import bundles, published
 from hvctl.units import MIB
-from tests import cli, victims
+from tests import cli, roots, tiny, victims
 
 pytestmark = pytest.mark.guest
 
@@ -119,6 +120,7 @@ def test_an_instance_of_it_runs_and_is_another(host: Host, made: Pair, mode: Mod
     lifecycle.delete(host, name)
 
 
+@pytest.mark.long_in(Mode.CONTAINER)  # test_bundles.py has what is in the file
 @pytest.mark.parametrize(
     "targets", [(Mode.CONTAINER,), pytest.param((Mode.VM,), marks=pytest.mark.long)], ids=["as-container", "as-vm"]
 )
@@ -157,6 +159,7 @@ def test_killed_while_it_is_held_still_gc_lets_it_go_on(host: Host, settings: Co
     assert files.list_names(host.store.building) == []
 
 
+@pytest.mark.long_in(Mode.CONTAINER)  # both are held still by the same steps
 def test_what_is_paused_is_published_and_stays_paused(host: Host, made: Pair) -> None:
     lifecycle.pause(host, made.instance)
     publish.publish(host, Publication(instance=made.instance, image="of-paused"))
@@ -165,8 +168,28 @@ def test_what_is_paused_is_published_and_stays_paused(host: Host, made: Pair) ->
     images.delete(host, "of-paused")
 
 
-def test_stopped_it_is_published_too(host: Host, made: Pair) -> None:
-    lifecycle.stop(host, made.instance, force=True)
-    image = publish.publish(host, Publication(instance=made.instance, image="of-stopped"))
-    assert image.id != published.get_image(host, made.image).id
-    images.delete(host, "of-stopped")
+def _edit(root: Path, first_id: int) -> None:
+    (root / "etc/new").write_text("new\n")
+    os.chown(root / "etc/new", first_id + 5, first_id + 6)
+    (root / "var/log/old").unlink()
+    (root / "tmp").mkdir()
+    (root / "tmp/left").touch()
+
+
+@pytest.mark.apart
+def test_stopped_it_is_published_too(host: Host, root_image: str, mode: Mode) -> None:
+    names = ("off", "off-again")
+    try:
+        create.create(host, Request(spec=tiny.make_spec(names[0], mode, root_image), start=False))
+        roots.change(host, query.get(host, names[0]).record, _edit)
+        publish.publish(host, Publication(instance=names[0], image="of-stopped"))
+        create.create(host, Request(spec=tiny.make_spec(names[1], mode, "of-stopped"), start=False))
+        was, shown = (roots.look(host, query.get(host, name).record) for name in names)
+        assert shown["etc/new"] == was["etc/new"] and shown["etc/new"][1:3] == (5, 6)
+        assert "etc/motd" in shown
+        assert not {"var/log/old", "tmp/left"} & set(shown)
+    finally:
+        for name in names:
+            if query.find(host, name) is not None:
+                lifecycle.delete(host, name)
+        images.delete(host, "of-stopped")

@@ -429,6 +429,7 @@ def start(host: Host) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 def test_two_processes_download_once(
     start: Callable[..., subprocess.Popen[str]], host: Host, site: Site, entry: dict[str, object], tmp_path: Path
@@ -446,6 +447,7 @@ def test_two_processes_download_once(
     assert published.get_image(host, "one").id == published.get_image(host, "two").id
 
 
+@pytest.mark.apart
 @pytest.mark.guest  # no guest, but a process of its own, or seconds
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_an_interrupted_pull_goes_on(

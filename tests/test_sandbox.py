@@ -23,7 +23,7 @@ from hvctl.shell import Completed
 from hvctl.units import GIB, MIB
 from tests.trees import fingerprint
 
-pytestmark = pytest.mark.guest  # needs root, and bubblewrap
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs root, and bubblewrap
 
 NAP_S = f"4{os.getpid()}"
 CAPABILITIES = [(), sandbox.WRITE_ANY_OWNER]

@@ -25,7 +25,7 @@ from hvctl.units import MIB
 from tests import campaign, layereddisk, stacks, tiny, world
 from tests.cli import run
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 
 def make(host: Host, mode: Mode, name: str) -> Record:

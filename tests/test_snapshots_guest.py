@@ -22,7 +22,7 @@ from hvctl.instances import copies, lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import TAKE
 from hvctl.libvirtapi import domains
-from hvctl.model import Consistency, Instance, Mode, Record, State
+from hvctl.model import Consistency, Instance, Mode, Record, State, Wait
 from hvctl.units import GIB
 from tests import campaign, victims
 from tests.cli import run
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.guest
 @pytest.fixture(scope="module")
 def subject(host: Host, mode: Mode, debian_image: str) -> Iterator[Instance]:
     """A running guest that the tests of this module change one after another."""
-    instance = make(host, "subject", mode, debian_image)
+    instance = make(host, "subject", mode, debian_image, wait=Wait.AGENT)
     yield instance
     for name in ("subject", "twin"):
         if query.find(host, name) is not None:
@@ -94,8 +94,8 @@ def test_a_guest_whose_snapshot_is_killed_goes_on(
                 snapshots.delete(host, "subject", "killed")
         assert gc.collect(host) == ()
     before = inside(settings, "subject", "cat /root/step")
-    lifecycle.stop(host, "subject")
-    lifecycle.start(host, "subject")
+    lifecycle.stop(host, "subject", force=True)
+    lifecycle.start(host, "subject", goal=Wait.AGENT)
     assert inside(settings, "subject", "cat /root/step") == before
 
 
@@ -138,10 +138,10 @@ def test_a_vm_without_an_answering_agent_gets_a_crash_consistent_snapshot(
 ) -> None:
     control = "systemctl kill --signal={} qemu-guest-agent"
     assert run(settings, "ssh", "subject", "--", control.format("STOP")).status == 0
-    taken = run(settings, "snapshot", "take", "subject", "mute", "--json")
-    assert (taken.status, json.loads(taken.out)["consistency"]) == (0, "crash-consistent"), taken.err
-    told = run(settings, "snapshot", "take", "subject", "mute2")
-    assert "crash-consistent: the guest agent" in told.err
+    taken = run(settings, "snapshot", "take", "subject", "mute")
+    assert (taken.status, "crash-consistent: the guest agent" in taken.err) == (0, True), taken.err
+    listed = json.loads(run(settings, "snapshot", "list", "subject", "--json").out)
+    assert [item["consistency"] for item in listed if item["name"] == "mute"] == ["crash-consistent"]
     assert run(settings, "ssh", "subject", "--", control.format("CONT")).status == 0
     inside(settings, "subject", "touch /root/not-frozen; sync")
 

@@ -26,7 +26,7 @@ from hvctl.errors import GuestFailed, HostError, TimedOut
 from hvctl.model import Endpoint
 from tests.payloads import PAYLOADS
 
-pytestmark = pytest.mark.guest  # needs openssh-server and root, which scripts/test has
+pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs openssh-server and root, which scripts/test has
 
 
 class Server:

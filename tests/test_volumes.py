@@ -13,7 +13,7 @@ from hvctl.hostside import ids, loops, mounts, volumes
 from hvctl.hostside.volumes import Volume
 from hvctl.units import MIB
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
 FIRST_ID = 0x70000000 + 5 * ids.COUNT
 

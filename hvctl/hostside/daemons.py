@@ -62,8 +62,7 @@ def start_libvirtd() -> None:
         _run([*_in_namespace(), "libvirtd", "-d"])
     else:
         _make_pin()
-        script = f"umount {_HYBRID} && exec libvirtd -d"
-        _run(["unshare", f"--mount={NAMESPACE}", "--propagation", "slave", "sh", "-c", script])
+        _run_pinned(f"umount {_HYBRID} && exec libvirtd -d")
     _remember("libvirtd")
     _note_noticed(find_running("libvirtd"))  # it read all hooks that there are
 
@@ -157,6 +156,28 @@ def _make_pin() -> None:
     NAMESPACE.touch()
 
 
+def _run_pinned(script: str) -> None:
+    """Run a shell script in a new mount namespace, and pin that.
+
+    A namespace can only be pinned in an older one (EINVAL). Linux 6.18 numbers them, and each CPU has numbers in store: for
+    us, where we live in a namespace that a container runtime has just made, an older number may come from another CPU.
+    One that began on the same CPU as ours has a greater one for certain.
+    """
+    words = ["unshare", f"--mount={NAMESPACE}", "--propagation", "slave", "sh", "-c"]
+    allowed = sorted(os.sched_getaffinity(0))
+    anywhere = ",".join(map(str, allowed))
+    attempts = [[*words, script]]
+    back = f"taskset --pid --cpu-list {anywhere} $$ > /dev/null && {script}"
+    attempts += [["taskset", "--cpu-list", str(cpu), *words, back] for cpu in allowed]
+    for number, argv in enumerate(attempts, 1):
+        try:
+            _run(argv)
+            return
+        except OSError as error:
+            if number == len(attempts) or "Invalid argument" not in str(error):
+                raise
+
+
 def _find_lxcfs() -> str:
     return shutil.which("lxcfs", path="/usr/bin:/usr/local/bin") or ""
 
@@ -212,11 +233,12 @@ def _started() -> dict[str, tuple[int, str]]:
 
 
 def _start_time(process: int) -> str:
-    """Field 22 of proc(5)'s stat; empty when there is no such process."""
+    """Field 22 of proc(5)'s stat; empty when there is no such process, or it has ended and nobody has asked how."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]
 
 
 def _wait_gone(process: int) -> None:
