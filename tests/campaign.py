@@ -360,7 +360,8 @@ def settle(stage: Stage, *, again: bool = False) -> None:
     assert not changed or stage.is_done(), changed
     for instance in host.instances():
         xml = query.get_xml(host, instance)
-        assert metadata.embed(xml, instance.record) == host.read_text(host.store.definition(instance.record.uuid))
+        copy = host.read_text(host.store.definition(instance.record.uuid))
+        assert world.in_order(metadata.embed(xml, instance.record)) == world.in_order(copy)
     assert gc.collect(host) == ()
 
 

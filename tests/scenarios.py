@@ -310,7 +310,7 @@ IN_A_GUEST = {"kernel"}
 UNSUPPORTED = {("disk-set", Mode.CONTAINER)}
 
 # Verbs whose system calls are failed one by one.
-SWEPT = ("snapshot-take", "snapshot-revert", "snapshot-delete", "delete", "copy", "compact", "restore")
+SWEPT = ("snapshot-take", "snapshot-revert", "snapshot-delete", "delete", "copy", "compact", "restore", "convert")
 
 POINTS = [
     (verb.name, step)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from hvctl import gc
 from hvctl.host import Host
@@ -82,8 +83,26 @@ def _domains(host: Host, alive: Record | None) -> list[tuple[str, str, str]]:
         connection = host.connection(mode)
         for domain in connection.handle.listAllDomains():
             is_alive = alive is not None and domain.UUIDString() == str(alive.uuid)
-            found.append((connection.uri, domain.name(), "" if is_alive else domain.XMLDesc(2)))
+            found.append((connection.uri, domain.name(), "" if is_alive else in_order(domain.XMLDesc(2))))
     return found
+
+
+def in_order(domain_xml: str) -> str:
+    """A definition with its controllers in one order, which means nothing: each has its kind and number.
+
+    Those that libvirt (9.0) adds itself come last in what it has just defined, and in their place once it has read its file
+    again, so that a VM looks different after a mere restart of libvirtd.
+    """
+    domain = ElementTree.fromstring(domain_xml)
+    devices = domain.find("devices")
+    if devices is not None:
+        controllers = devices.findall("controller")
+        for controller in controllers:
+            devices.remove(controller)
+        devices.extend(sorted(controllers, key=lambda item: (item.get("type", ""), int(item.get("index", "0")))))
+        for device in devices.iter():  # their indentation is that of another place
+            device.tail = None
+    return ElementTree.tostring(domain, encoding="unicode")
 
 
 def _files(root: Path, alive: set[str]) -> list[tuple[str, int, int, str]]:
