@@ -121,9 +121,13 @@ def _tick(host: Host, kind: str) -> Path:
 
 def _format_tick(host: Host, text: str) -> str:
     settings = host.config
-    code = Path(__file__).parents[2]  # a checkout that nobody installed is found, too
-    places = {"store": settings.store, "run": settings.run, "python": sys.executable, "code": code}
-    return text.format(network=settings.network, **places)
+    return text.format(
+        store=settings.store,
+        run=settings.run,
+        network=settings.network,
+        python=sys.executable,
+        code=Path(__file__).parents[2],  # a checkout that nobody installed is found, too
+    )
 
 
 def _systemctl(host: Host, words: tuple[str, ...], unit: str) -> None:

@@ -71,7 +71,7 @@ class Stream:
             return None
         rest = count - len(self._next(count))
         if rest:
-            os.lseek(self._file.fileno(), rest, os.SEEK_CUR)
+            os.lseek(self.descriptor, rest, os.SEEK_CUR)
             self.total_bytes += rest
             self._tell(self.total_bytes)
         return at

@@ -211,6 +211,7 @@ def _run(argv: list[str]) -> None:
         stderr=subprocess.PIPE,
         timeout=_TIMEOUT_S,
         check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},  # what they say is read, and what the daemons say, too
     )
     if done.returncode != 0:
         raise OSError(f"{argv[0]} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")

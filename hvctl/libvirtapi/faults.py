@@ -94,6 +94,8 @@ def is_lost(error: libvirt.libvirtError) -> bool:
 def _hint(code: int, text: str) -> str:
     if "network" in text and "not active" in text:
         return "start it: hvctl host setup"
+    if "TPM version" in text or "find 'swtpm" in text:
+        return "install what emulates a TPM (Debian: swtpm swtpm-tools), then restart libvirtd"
     if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
         return "the guest may still be booting, or has no qemu-guest-agent; try `hvctl ssh`"
     if code in (libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_INVALID_SCHEMA, libvirt.VIR_ERR_CONFIG_UNSUPPORTED):
