@@ -64,12 +64,14 @@ def run(settings: Config, *words: str, stdin: str = "") -> Ran:
 
 def call(settings: Config, *words: str) -> Ran:
     """As `run`, in this process: a fifth of a second less, and what is imported already is not seen to be missing."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(io.StringIO()) as out,
-        contextlib.redirect_stderr(io.StringIO()) as err,
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(settings).items():
             patch.setenv(name, value)
+        return call_here(*words)
+
+
+def call_here(*words: str) -> Ran:
+    """As `call`, on the settings that this process has."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         status = run_command(App(), list(words))
     return Ran(status=status, out=out.getvalue(), err=err.getvalue())

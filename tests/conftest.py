@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Where the time went; what the fault campaign has done; the tests of one mode only, counted, each with its reason."""
-    seconds = Counter[str]()
+    seconds = defaultdict[str, float](float)
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if isinstance(report, pytest.TestReport):
-            seconds[report.nodeid.split("::")[0]] += report.duration  # type: ignore[assignment]
-    if seconds.total() > LONG_RUN_S:
+            seconds[report.nodeid.split("::")[0]] += report.duration
+    if sum(seconds.values()) > LONG_RUN_S:
         terminalreporter.section("seconds by module")
-        for name, spent_s in seconds.most_common(20):
+        for spent_s, name in sorted(((spent_s, name) for name, spent_s in seconds.items()), reverse=True)[:20]:
             terminalreporter.line(f"{spent_s:7.1f} {name}")
     lines = campaign.tally.lines()
     if lines:

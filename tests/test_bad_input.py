@@ -23,7 +23,7 @@ from hvctl.host import Host
 from hvctl.instances import create, lifecycle, query
 from hvctl.units import MIB
 from tests import tiny, world
-from tests.cli import Ran, environment, run
+from tests.cli import Ran, call_here, environment, run
 from tests.payloads import PAYLOADS
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
@@ -42,15 +42,6 @@ def unchanged(host: Host, tiny_image: str) -> Iterator[None]:
     before = world.look(host)
     yield
     assert world.differences(before, world.look(host)) == []
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> Ran:
-    """Run a command in this process."""
-    capsys.readouterr()
-    app = App()
-    status = run_command(app, list(words))
-    out, err = capsys.readouterr()
-    return Ran(status=status, out=out, err=err)
 
 
 def assert_refused(done: Ran, status: int, *words: str) -> None:
@@ -95,9 +86,9 @@ CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
     ],
 )
 def test_a_mistake_is_told_in_one_line(
-    capsys: pytest.CaptureFixture[str], here: None, unchanged: None, words: tuple[str, ...], status: int, named: str
+    here: None, unchanged: None, words: tuple[str, ...], status: int, named: str
 ) -> None:
-    assert_refused(call(capsys, *words), status, named)
+    assert_refused(call_here(*words), status, named)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +100,11 @@ def test_a_mistake_is_told_in_one_line(
     ],
 )
 def test_a_template_with_a_fault_is_refused(
-    capsys: pytest.CaptureFixture[str], here: None, unchanged: None, tmp_path: Path, source: str, named: str
+    here: None, unchanged: None, tmp_path: Path, source: str, named: str
 ) -> None:
     file = tmp_path / "mine.xml"
     file.write_text(source)
-    assert_refused(call(capsys, *CREATE, "x", "--template", str(file)), 7, named)
+    assert_refused(call_here(*CREATE, "x", "--template", str(file)), 7, named)
 
 
 FIELDS = [
@@ -131,37 +122,31 @@ FIELDS = [
 
 @pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if "\0" not in payload])  # argv cannot hold a NUL
 @pytest.mark.parametrize("words", FIELDS, ids=lambda words: " ".join(word for word in words if word not in CREATE[1:]))
-def test_no_payload_gets_through_a_field(
-    capsys: pytest.CaptureFixture[str], here: None, words: tuple[str, ...], payload: str
-) -> None:
-    done = call(capsys, *(word.replace("{}", payload) for word in words))
+def test_no_payload_gets_through_a_field(here: None, words: tuple[str, ...], payload: str) -> None:
+    done = call_here(*(word.replace("{}", payload) for word in words))
     assert done.status in (2, 3, 7), done
     assert "Traceback" not in done.err
     assert not Path("/tmp/canary").exists()
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_a_payload_in_a_variable_stays_a_text(
-    capsys: pytest.CaptureFixture[str], here: None, unchanged: None, payload: str
-) -> None:
-    done = call(capsys, *CREATE, "x", "--print-xml", f"--set=K={payload}")
+def test_a_payload_in_a_variable_stays_a_text(here: None, unchanged: None, payload: str) -> None:
+    done = call_here(*CREATE, "x", "--print-xml", f"--set=K={payload}")
     assert done.status in (0, 7), done
     tags = {element.tag for element in ElementTree.fromstring(done.out or "<x/>").iter()}
     assert not [tag for tag in tags if "emulator" in tag or "commandline" in tag]
     assert not Path("/tmp/canary").exists()
 
 
-def test_a_taken_name_is_refused(capsys: pytest.CaptureFixture[str], host: Host, here: None, tiny_image: str) -> None:
+def test_a_taken_name_is_refused(host: Host, here: None, tiny_image: str) -> None:
     create.create(host, create.Request(spec=tiny.make_spec("taken"), start=False))
     before = world.look(host)
-    assert_refused(call(capsys, *CREATE, "taken"), 4, "taken")
+    assert_refused(call_here(*CREATE, "taken"), 4, "taken")
     assert world.differences(before, world.look(host)) == []
     lifecycle.delete(host, "taken")
 
 
-def test_a_domain_of_somebody_elses_is_left_alone(
-    capsys: pytest.CaptureFixture[str], host: Host, here: None, tiny_image: str
-) -> None:
+def test_a_domain_of_somebody_elses_is_left_alone(host: Host, here: None, tiny_image: str) -> None:
     name = f"foreign-{secrets.token_hex(2)}"
     xml = (
         f"<domain type='qemu'><name>{name}</name><memory>1024</memory><os><type arch='x86_64'>hvm</type></os></domain>"
@@ -170,17 +155,15 @@ def test_a_domain_of_somebody_elses_is_left_alone(
     subprocess.run([*virsh, "define", "/dev/stdin"], input=xml, text=True, check=True, timeout=60, capture_output=True)
     before = world.look(host)
     for words in (("delete", "--yes", name), ("start", name), (*CREATE, name), ("show", name)):
-        assert_refused(call(capsys, *words), 9, name)
+        assert_refused(call_here(*words), 9, name)
     assert world.differences(before, world.look(host)) == []
     subprocess.run([*virsh, "undefine", name], check=True, timeout=60, capture_output=True)
 
 
-def test_an_image_that_vanished_is_named(
-    capsys: pytest.CaptureFixture[str], host: Host, here: None, tiny_image: str
-) -> None:
+def test_an_image_that_vanished_is_named(host: Host, here: None, tiny_image: str) -> None:
     (host.store.tags / "vanished").write_text("0" * 64 + "\n")
     before = world.look(host)
-    assert_refused(call(capsys, "create", "x", "--image", "vanished"), 8, "vanished")
+    assert_refused(call_here("create", "x", "--image", "vanished"), 8, "vanished")
     assert world.differences(before, world.look(host)) == []
     (host.store.tags / "vanished").unlink()
 

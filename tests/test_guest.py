@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 
 from hvctl import gc, hostsetup
-from hvctl.cli.app import App
-from hvctl.cli.main import run_command
 from hvctl.config import Config
 from hvctl.errors import HvctlError
 from hvctl.events import Event, Sink, StepStarted
@@ -31,7 +29,7 @@ from hvctl.model import Instance, Mode, Spec, State, Wait
 from hvctl.rootfs import published
 from hvctl.units import MIB
 from tests import victims, world
-from tests.cli import environment, run, run_bytes
+from tests.cli import call, run, run_bytes
 
 pytestmark = pytest.mark.guest
 
@@ -423,21 +421,18 @@ def test_a_libvirtd_killed_in_the_middle_of_a_create(
 
 @pytest.mark.only_mode(Mode.VM, "libvirtd is one for both, and the test waits for its silence")
 def test_a_libvirtd_that_hangs_is_told_and_not_waited_for(
-    settings: Config, mode: Mode, running: Instance, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: Config, mode: Mode, running: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "OPEN_TIMEOUT_S", 1)
-    for name, value in environment(settings).items():
-        monkeypatch.setenv(name, value)
     libvirtd = int(Path("/run/libvirtd.pid").read_text())
     os.kill(libvirtd, signal.SIGSTOP)
     try:
-        status = run_command(App(), ["list"])
+        done = call(settings, "list")
     finally:
         os.kill(libvirtd, signal.SIGCONT)
-    out, err = capsys.readouterr()
-    assert (status, out) == (10, "")
-    assert "did not answer" in err
-    assert "hvctl host doctor" in err
+    assert (done.status, done.out) == (10, "")
+    assert "did not answer" in done.err
+    assert "hvctl host doctor" in done.err
 
 
 def test_a_lost_connection_is_made_anew(host: Host, mode: Mode, running: Instance) -> None:

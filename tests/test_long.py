@@ -12,6 +12,7 @@ from hvctl.host import Host
 from hvctl.instances import lifecycle, query
 from tests import world
 from tests.cli import run
+from tests.test_snapshots_guest import inside
 
 pytestmark = pytest.mark.long
 
@@ -37,12 +38,6 @@ def test_debian_13_boots_and_is_healthy(host: Host, settings: Config, leaves_not
     assert run(settings, "exec", "trixie", "--", "hostname").out == "trixie\n"
 
 
-def inside(settings: Config, name: str, command: str) -> str:
-    done = run(settings, "ssh", name, "--", f"set -e; {command}")
-    assert done.status == 0, done.err
-    return done.out
-
-
 def test_what_firmware_and_tpm_keep_goes_with_snapshots_and_copies(
     host: Host, settings: Config, debian_image: str, leaves_nothing: None
 ) -> None:
@@ -51,12 +46,14 @@ def test_what_firmware_and_tpm_keep_goes_with_snapshots_and_copies(
 
     def write(word: str) -> None:
         octets = f"printf '\\007\\000\\000\\000{word}' > {variable}"
-        inside(settings, "firm", f"printf {word} | tpm2_nvwrite {index} -i -; chattr -i {variable}* || :; {octets}")
+        inside(
+            settings, "firm", f"set -e; printf {word} | tpm2_nvwrite {index} -i -; chattr -i {variable}* || :; {octets}"
+        )
         inside(settings, "firm", f"echo {word} > /root/word; sync")
 
     def read(name: str) -> list[str]:
         return inside(
-            settings, name, f"tpm2_nvread {index} -s 3; echo; cat {variable} | tail -c 3; echo; cat /root/word"
+            settings, name, f"set -e; tpm2_nvread {index} -s 3; echo; cat {variable} | tail -c 3; echo; cat /root/word"
         ).split()
 
     images.build(host, images.parse_request("with-tools", suite="debian-12", packages=("tpm2-tools",)))
