@@ -52,6 +52,8 @@ class Root:
     """Lowest first; the last is written to."""
     first_id: int
     """What is root inside is this uid and gid outside; 0: the container is privileged, nothing is shifted."""
+    size_bytes: int = 0
+    """What its writable layer may take; 0: as much as there is."""
     shares: tuple[Share, ...] = ()
     volumes: tuple[tuple[str, Volume], ...] = ()
     """Identifier and volume."""
@@ -67,6 +69,9 @@ def make_layer(path: Path, first_id: int, parent: str = "") -> None:
     for name, mode in (("upper", 0o755), ("work", 0o700)):
         files.make_directory(path / name, mode)
         os.chown(path / name, first_id, first_id)
+    from hvctl.hostside import quotas  # here: not for libvirt's hooks, which make no layers
+
+    quotas.mark(path)
     # Where the container shares the host's network, libvirt can mount no sysfs, and makes this itself on a read-only /sys.
     for folder in ("sys", "sys/fs", "sys/fs/cgroup"):
         files.make_directory(path / "upper" / folder, 0o755)
@@ -89,12 +94,16 @@ def mount(root: Root) -> None:
     On failure nothing stays mounted.
     """
     unmount(root.directory)
+    if root.size_bytes:
+        from hvctl.hostside import quotas  # here: most containers have no limit, and every start waits for this
+
+        quotas.limit(root.store.layer(root.layers[-1]), root.size_bytes)
     try:
         _mount_root(root)
         for number, share in enumerate(root.shares):
             _mount_share(root, share, root.directory / "mounts" / str(number))
         if root.volumes:
-            from hvctl.hostside import volumes  # here: most containers have none, and every start waits for this
+            from hvctl.hostside import volumes  # here: as above
 
             for name, volume in root.volumes:
                 volumes.mount(volume, root.directory / "mounts" / name)
