@@ -47,7 +47,7 @@ def mark(layer: Path) -> None:
     """Make a project of a layer in which nothing is yet; nothing happens where its file system knows none."""
     try:
         with _open(layer / "upper") as upper, _open(layer / "work") as work:
-            project = _find_project(upper) or _choose(upper)
+            project = _find_project(upper) or _choose(layer)
             for directory in (upper, work):
                 flags, *numbers, _project, last, rest = _read(directory)
                 attributes = _ATTRIBUTES.pack(flags | _INHERITS, *numbers, project, last, rest)
@@ -59,36 +59,48 @@ def mark(layer: Path) -> None:
 
 def is_counted(layer: Path) -> bool:
     """Whether a layer can be limited: it is a project, and its file system holds those to their limits."""
+    return find_project(layer) != 0 and is_enforced(layer)
+
+
+def find_project(layer: Path) -> int:
+    """The number of the project that a layer is; 0: none."""
     with _open(layer / "upper") as upper:
-        return _find_project(upper) != 0 and is_enforced(layer)
+        return _find_project(upper)
 
 
 def measure(layer: Path) -> int:
     """Bytes that a layer which is counted takes."""
-    with _open(layer / "upper") as upper:
-        quota = _call(upper, _GET, _find_project(upper), bytes(_QUOTA.size))
-    return _QUOTA.unpack(quota)[2] if quota else 0
+    return _read_quota(layer, find_project(layer))[2]
 
 
 def limit(layer: Path, size_bytes: int) -> None:
     """Let a layer take this much and no more (0: any amount), from now on; nothing happens where it is not counted."""
     if not is_counted(layer):
         return
-    size_kib = -(-size_bytes // _KIB)
-    with _open(layer / "upper") as upper:
-        project = _find_project(upper)
-        quota = _call(upper, _GET, project, bytes(_QUOTA.size))
-        if (_QUOTA.unpack(quota)[0] if quota else 0) != size_kib:
-            _call(upper, _SET, project, _QUOTA.pack(size_kib, *(0,) * 7, _BLOCK_LIMITS))
+    project, size_kib = find_project(layer), -(-size_bytes // _KIB)
+    if get_limit(layer, project) != size_kib * _KIB:
+        with _open(layer) as directory:
+            _call(directory, _SET, project, _QUOTA.pack(size_kib, *(0,) * 7, _BLOCK_LIMITS))
 
 
-def _choose(directory: int) -> int:
+def get_limit(path: Path, project: int) -> int:
+    """Bytes that a project may take on the file system of a directory; 0: any amount."""
+    return _read_quota(path, project)[0] * _KIB
+
+
+def _choose(layer: Path) -> int:
     """The number of a project that nothing belongs to."""
     while True:
         project = _FIRST | int.from_bytes(os.urandom(4), "little") & (_FIRST - 1)
-        quota = _call(directory, _GET, project, bytes(_QUOTA.size))
-        if quota is None or not any(_QUOTA.unpack(quota)[:6]):
+        if not any(_read_quota(layer, project)):
             return project
+
+
+def _read_quota(path: Path, project: int) -> tuple[int, ...]:
+    """Hard limit in KiB, soft limit, bytes used, and the same of inodes; zeros where none of that is kept."""
+    with _open(path) as directory:
+        quota = _call(directory, _GET, project, bytes(_QUOTA.size)) or bytes(_QUOTA.size)
+    return _QUOTA.unpack(quota)[:6]
 
 
 def _find_project(directory: int) -> int:
