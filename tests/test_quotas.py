@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from hvctl.access.agent import ExecResult
 from hvctl.backends import rootlimits
 from hvctl.cli.present import as_pairs
 from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.hostsetup import directories
 from hvctl.hostside import quotas
-from hvctl.instances import disks, lifecycle, query
+from hvctl.instances import disks, enter, lifecycle, query
 from hvctl.model import Record
 from hvctl.units import GIB, MIB
 from tests import sessions, stores, world
-from tests.cli import Ran, call, run
+from tests.cli import Ran, call
 
 pytestmark = pytest.mark.guest
 
@@ -69,28 +70,28 @@ def limiting(host: Host, settings: Config, request: pytest.FixtureRequest, tmp_p
     """A host whose store is on a file system with project quotas, and which has the image `alike`: a busybox."""
     for limiting in _mounted(settings, request.param, "loop,prjquota"):
         (tmp_path / "root.tar.gz").write_bytes(stores.make_busybox_tree())
-        assert run(limiting.config, "image", "import", str(tmp_path / "root.tar.gz"), "--name", "alike").status == 0
+        assert call(limiting.config, "image", "import", str(tmp_path / "root.tar.gz"), "--name", "alike").status == 0
         yield limiting
 
 
 def create(host: Host, name: str, *words: str) -> Ran:
-    return run(host.config, "create", name, "--container", "--image", "alike", "--memory", "64M", *words)
+    return call(host.config, "create", name, "--container", "--image", "alike", "--memory", "64M", *words)
 
 
-def sh(host: Host, name: str, script: str) -> Ran:
-    return run(host.config, "exec", name, "--", "sh", "-c", script)
+def sh(host: Host, name: str, script: str) -> ExecResult:
+    return enter.exec_(host, name, ["sh", "-c", script], b"")
 
 
 def size_inside(host: Host, name: str) -> int:
     """Bytes that `df /` says there are."""
-    *_head, line = sh(host, name, "df -k /").out.splitlines()
+    *_head, line = sh(host, name, "df -k /").stdout.decode().splitlines()
     return int(line.split()[1]) * 1024
 
 
 def write(host: Host, name: str, count: int) -> int:
-    """Try to write so many MiB to one file; how many there are."""
-    sh(host, name, f"dd if=/dev/zero of=/root/big bs=1M count={count}; sync")
-    return int(sh(host, name, "stat -c %s /root/big").out) // MIB
+    """Try to write so many MiB to one new file; how many there are."""
+    sh(host, name, f"rm -f /root/big; sync; dd if=/dev/zero of=/root/big bs=1M count={count}; sync")
+    return int(sh(host, name, "stat -c %s /root/big").stdout) // MIB
 
 
 def record_of(host: Host, name: str) -> Record:
@@ -130,11 +131,11 @@ def test_the_size_changes_while_it_runs(limiting: Host) -> None:
     record = record_of(limiting, "box")
     assert rootlimits.find(limiting, record) == 0
     assert write(limiting, "box", 100) == 100
-    refused = run(settings, "disk", "resize", "box", "root", "64M")
+    refused = call(settings, "disk", "resize", "box", "root", "64M")
     assert (refused.status, "has written 100" in refused.err) == (7, True), refused
     assert size_inside(limiting, "box") > GIB
     for size_mib in (128, 256, 192):
-        done = run(settings, "disk", "resize", "box", "root", f"{size_mib}M")
+        done = call(settings, "disk", "resize", "box", "root", f"{size_mib}M")
         assert (done.status, f"{size_mib}MiB" in done.out) == (0, True), done
         assert size_inside(limiting, "box") == size_mib * MIB
         assert size_mib - 20 < write(limiting, "box", 300) <= size_mib
@@ -143,7 +144,7 @@ def test_the_size_changes_while_it_runs(limiting: Host) -> None:
     root, *_others = disks.list_disks(limiting, instance)
     assert root.size_bytes == 192 * MIB
     assert ("disk", "192MiB") in as_pairs(instance, root.size_bytes)
-    assert run(settings, "disk", "list", "box").out.count("192MiB") == 1
+    assert call(settings, "disk", "list", "box").out.count("192MiB") == 1
 
 
 def test_new_layers_are_limited_too(limiting: Host) -> None:
@@ -159,7 +160,7 @@ def test_new_layers_are_limited_too(limiting: Host) -> None:
         ("disk", "resize", "box", "root", "100M"),
         ("start", "box"),
     ):
-        done = run(settings, *words)
+        done = call(settings, *words)
         assert done.status == 0, done
     assert size_inside(limiting, "box") == 100 * MIB
     assert write(limiting, "box", 200) <= 100
@@ -167,7 +168,7 @@ def test_new_layers_are_limited_too(limiting: Host) -> None:
         "box": ("snapshot", "revert", "box", "off", "--yes", "--force"),
         "twin": ("copy", "box@running", "twin"),
     }.items():
-        done = run(settings, *words)
+        done = call(settings, *words)
         assert done.status == 0, done
         assert size_inside(limiting, name) == 64 * MIB
         assert write(limiting, name, 100) <= 64
