@@ -270,7 +270,7 @@ def test_what_its_root_writes_is_the_callers_outside(settings: Config, boxed: In
         (("--cpuset", "0-99999"), 7, "0-99999"),
         (("--cpuset", "x"), 7, "'x'"),
         (("--cpuset", "4000"), 7, "no CPU 4000"),
-        (("--disk", "1G"), 6, "hvctl host features"),
+        (("--disk", "1G"), 6, "keeps no project quotas"),
         (("--require-kvm",), 6, "hvctl host features"),
         (("--privileged", "--template", "host-network"), 7, "host's network"),
         (("--processes", "1"), 2, "--processes"),

@@ -83,7 +83,7 @@ REFUSED: tuple[tuple[Mode | None, str, int, str], ...] = (
     (BOX, "add off d --target /proc/x", 7, "the container's own"),
     (BOX, "add off d --target ../x", 7, "no place"),
     (BOX, "add off d --target /srv/../etc", 7, "no place"),
-    (BOX, "resize off root 20G", 6, "disk add off"),
+    (BOX, "resize off root 20G", 6, "keeps no project quotas"),
     (BOX, "set off root --iops 5", 6, "host features"),
 )
 

@@ -114,7 +114,7 @@ class Backend(ABC):
         self.check_image(image)
         self.check_size(spec)
         if spec.disk_bytes:
-            self.check_disk(spec, image)
+            self.check_disk(host, spec, image)
         if spec.is_privileged:
             self.check_privileged()
         if spec.processes:
@@ -159,10 +159,9 @@ class Backend(ABC):
     def open_streams(self, host: Host, record: Record) -> Streams:
         """The host's ends of an ephemeral application's stdin, stdout and stderr, once it was started."""
 
-    @optional("root disk of a given size (create --disk, disk resize NAME root)")
-    def check_disk(self, spec: Spec, image: Image) -> None:
-        """Raise InvalidSpec for a size of the root disk that cannot be."""
-        raise self._unsupported("has no disk of a size of its own", "leave --disk away")
+    @abstractmethod
+    def check_disk(self, host: Host, spec: Spec, image: Image) -> None:
+        """Raise InvalidSpec for a size of the root that cannot be, Unsupported where this host can give it none."""
 
     @optional("privileged mode (create --privileged)")
     def check_privileged(self) -> None:

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes
+from hvctl.backends import processes, rootlimits
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.containerdisks import RESERVED, ContainerDisks
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
@@ -89,6 +89,9 @@ class ContainerBackend(Backend):
                 f"image {image.name!r} has no root tree, so it cannot run as a container",
                 hint="see what it has: hvctl image show",
             )
+
+    def check_disk(self, host: Host, spec: Spec, image: Image) -> None:
+        rootlimits.check(host, spec.disk_bytes)
 
     def check_privileged(self) -> None:
         return

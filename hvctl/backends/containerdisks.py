@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.access.agent import ExecResult
+from hvctl.backends import rootlimits
 from hvctl.backends.base import ENVIRONMENT
 from hvctl.backends.disks import DiskRequest, Disks
 from hvctl.errors import HostError, InvalidSpec, Unsupported, WrongState
 from hvctl.host import Host
-from hvctl.hostside import enter, files, loops, mounts, volumes
+from hvctl.hostside import enter, files, loops, mounts, quotas, volumes
 from hvctl.libvirtapi import domains
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Record, Throttle, VolumeFormat
 
@@ -28,6 +29,7 @@ class ContainerDisks(Disks):
     """Volumes of libvirt's LXC driver."""
 
     grows_file_systems: ClassVar[bool] = True
+    shrinks_roots: ClassVar[bool] = True
 
     def plan(self, host: Host, record: Record, request: DiskRequest) -> DataDisk:
         target = _check_target(record, request.target or f"/srv/{request.name}")
@@ -118,14 +120,13 @@ class ContainerDisks(Disks):
 
     def describe_root(self, host: Host, record: Record) -> DataDisk:
         source = str(host.store.layer(record.layers[-1]))
-        return DataDisk(name="root", kind=DiskKind.ROOT, format=VolumeFormat.DIRECTORY, source=source, target="/")
+        root = DataDisk(name="root", kind=DiskKind.ROOT, format=VolumeFormat.DIRECTORY, source=source, target="/")
+        return replace(root, size_bytes=rootlimits.find(host, record))
 
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:
         if disk is None:
-            raise Unsupported(
-                "the root of a container has no size: it may use what the host's file system has",
-                hint=f"limit data by a volume of its own: hvctl disk add {record.name} data --size 10G",
-            )
+            rootlimits.check_change(host, record, size_bytes)
+            return
         if disk.format is VolumeFormat.DIRECTORY:
             raise Unsupported(
                 f"{disk.name!r} is a directory without a size: it may use what the host's file system has",
@@ -136,7 +137,9 @@ class ContainerDisks(Disks):
         self.check_unused(host, record, disk, force=False)
 
     def grow(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int) -> None:
-        assert disk is not None
+        if disk is None:
+            host.shell.call(quotas.limit, host.store.layer(record.layers[-1]), size_bytes)
+            return
         path = host.store.volume_content(disk.volume, disk.format)
         if host.shell.call(files.size, path) < size_bytes:
             host.shell.call(volumes.make_file, path.parent, path, size_bytes)

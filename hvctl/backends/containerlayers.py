@@ -13,7 +13,7 @@ from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import files, freezer, layers, roots
+from hvctl.hostside import files, freezer, layers, quotas, roots
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record, State
 from hvctl.shell.base import Argument
@@ -34,6 +34,12 @@ class ContainerLayers(Layers):
     def create(self, host: Host, record: Record, image: Image, layer: str, parent: str) -> None:
         host.shell.call(roots.make_layer, host.store.layer(layer), record.first_id or 0, parent)
         host.shell.call(layers.sync_new, host.store.layer(layer))
+
+    def discard(self, host: Host, layer: str) -> None:
+        """Its limit, too, or the file system would keep that for ever."""
+        if host.shell.call(files.exists, host.store.layer_upper(layer)):
+            host.shell.call(quotas.limit, host.store.layer(layer), 0)
+        super().discard(host, layer)
 
     def seal(self, host: Host, layer: str) -> None:
         """Nothing: no container has its upper directory as anything but a read-only lower one from now on."""

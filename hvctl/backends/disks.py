@@ -38,6 +38,8 @@ class Disks(ABC):
 
     grows_file_systems: ClassVar[bool]
     """Whether `grow` makes the file system on a data disk larger, too."""
+    shrinks_roots: ClassVar[bool] = False
+    """Whether the root can be made smaller, too: its size is a limit, and nothing lies beyond an end."""
 
     @abstractmethod
     def plan(self, host: Host, record: Record, request: DiskRequest) -> DataDisk:
@@ -82,11 +84,11 @@ class Disks(ABC):
 
     @abstractmethod
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:
-        """Raise what forbids to make the disk (None: the root) this large. Changes nothing."""
+        """Raise what forbids to give the disk (None: the root) this size. Changes nothing."""
 
     @abstractmethod
     def grow(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int) -> None:
-        """Make the disk (None: the root) this large, running or not; fine when it is."""
+        """Give the disk (None: the root) this size, running or not; fine when it has it."""
 
     @abstractmethod
     def grow_inside(self, host: Host, record: Record, size_bytes: int) -> bool:

@@ -99,7 +99,7 @@ class VmBackend(Backend):
                 f"image {image.name!r} has no disk, so it cannot run as a VM", hint="see what it has: hvctl image show"
             )
 
-    def check_disk(self, spec: Spec, image: Image) -> None:
+    def check_disk(self, host: Host, spec: Spec, image: Image) -> None:
         assert image.disk is not None
         if spec.disk_bytes < image.disk.virtual_bytes:
             raise InvalidSpec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hvctl.backends import vmlayers
+from hvctl.backends import rootlimits, vmlayers
 from hvctl.backends.conversion import USER_DATA_LIMIT_BYTES, Conversion, Taken, instance_data
 from hvctl.events import Note
 from hvctl.host import Host
@@ -29,8 +29,10 @@ class VmConversion(Conversion):
             lost.append("the variables of its UEFI firmware")
         if vmlayers.has_tpm(host, record):
             lost.append("the state of its TPM, and all that is sealed by it")
-        if record.spec.disk_bytes:
-            lost.append(f"the size of its disk, {format_size(record.spec.disk_bytes)}, while it is a container")
+        if record.spec.disk_bytes and (obstacle := rootlimits.find_obstacle(host)):
+            lost.append(
+                f"the size of its disk, {format_size(record.spec.disk_bytes)}, while it is a container: {obstacle}"
+            )
         if record.spec.accel is not AccelChoice.AUTO:
             lost.append(f"the choice of an accelerator ({record.spec.accel})")
         return lost

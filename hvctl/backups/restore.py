@@ -18,7 +18,7 @@ from hvctl.backends import Secrets, get_backend
 from hvctl.backups.bringing import SEED, Bringing, Brought, read_key
 from hvctl.backups.manifest import Backup
 from hvctl.backups.repository import Repository
-from hvctl.errors import AlreadyExists, HvctlError, InvalidSpec, NotFound, UsageError
+from hvctl.errors import AlreadyExists, HvctlError, InvalidSpec, NotFound, Unsupported, UsageError
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
@@ -27,10 +27,10 @@ from hvctl.instances.claim import claim_new
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import RESTORE
 from hvctl.libvirtapi import domains
-from hvctl.model import DataDisk, DiskKind, Image, Instance, Mode, Mount, Provision, Record, Wait
+from hvctl.model import DataDisk, DiskKind, Image, Instance, Mode, Mount, Provision, Record, Spec, Wait
 from hvctl.rootfs import building, manifest, published
 from hvctl.rootfs.building import Building
-from hvctl.units import MIB
+from hvctl.units import MIB, format_size
 
 _RESERVE_BYTES = 256 * MIB
 
@@ -248,6 +248,7 @@ def _plan(host: Host, backup: Backup, image: Image, request: Request, events: Si
         raise InvalidSpec(f"the backup has {len(backup.layers)} layers, which is too many", hint="restore another one")
     described = [disk for disk, _part in backup.volumes] if request.with_volumes else []
     disks = _plan_disks(backup, replace(request, mounts=spec.mounts), described)
+    spec = _fit_size(host, spec, image, events)
     wanted = create.Request(spec=spec, authorized_keys=subject.authorized_keys, start=False)
     plan = create.make_plan(host, wanted, image)
     if plan.note:
@@ -263,6 +264,17 @@ def _plan(host: Host, backup: Backup, image: Image, request: Request, events: Si
     if is_same:
         record = replace(record, uuid=subject.uuid, mac=subject.mac, created_at=subject.created_at, keep=subject.keep)
     return _Restoring(backup=backup, plan=replace(plan, record=record), is_same=is_same)
+
+
+def _fit_size(host: Host, spec: Spec, image: Image, events: Sink) -> Spec:
+    """The spec without a size of its root where this host can give it none."""
+    try:
+        if spec.disk_bytes:
+            get_backend(spec.mode).check_disk(host, spec, image)
+    except Unsupported as error:
+        events(Note(spec.name, f"its root is without its limit of {format_size(spec.disk_bytes)}: {error.message}"))
+        return replace(spec, disk_bytes=0)
+    return spec
 
 
 def _with_keys(host: Host, what: _Restoring, brought: Brought) -> create.Plan:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--processes", type=click.IntRange(8), help="Processes and threads a container may have (default: 4096).")
 @click.option("--mount", "mounts", metavar="SRC:DST[:ro]", type=MOUNT, multiple=True, help="Share a directory.")
 @click.option("--privileged", is_flag=True, help="A container whose root is this host's root.")
-@click.option("--disk", type=SIZE, help="Size of the root disk (default: the image's).")
+@click.option("--disk", type=SIZE, help="Size of the root; of a container: its limit (default: none).")
 @click.option(
     "--template", default="", help="A name from `hvctl template list`, or a file (default: what the image needs)."
 )

@@ -123,6 +123,8 @@ def remove(app: App, instance: str, name: str, keep: bool, force: bool, yes: boo
 def resize(app: App, instance: str, name: str, size: int) -> None:
     """Make a disk larger; NAME `root` is the root, whose file system grows too (in images that hvctl builds).
 
+    Of a container `root` is what it may write to its root: more or less than before, or a first limit.
+
     Example: hvctl disk resize web root 40G
     """
     from hvctl.instances import disks

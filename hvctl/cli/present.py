@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from hvctl.model import DataDisk, Instance, Mode, Mount
+from hvctl.model import DataDisk, Instance, Mount
 from hvctl.units import format_duration, format_size
 
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
@@ -76,8 +76,8 @@ def as_row(instance: Instance) -> tuple[str, ...]:
     )
 
 
-def as_pairs(instance: Instance) -> list[tuple[str, str]]:
-    """An instance as the lines of `show`; where what was asked and what is differ, both."""
+def as_pairs(instance: Instance, root_bytes: int) -> list[tuple[str, str]]:
+    """An instance as the lines of `show`; where what was asked and what is differ, both. `root_bytes` 0: no size."""
     record, live, spec = instance.record, instance.live, instance.record.spec
     state = f"{instance.state.value} ({live.cause})" if live.cause else instance.state.value
     if record.pending:
@@ -89,7 +89,7 @@ def as_pairs(instance: Instance) -> list[tuple[str, str]]:
         ("image", f"{spec.image} ({record.image_id[:12]})"),
         ("cpus", _both(str(live.cpus), str(spec.cpus))),
         ("memory", _both(format_size(live.memory_bytes), format_size(spec.memory_bytes))),
-        ("disk", format_size(spec.disk_bytes) if spec.disk_bytes and record.mode is Mode.VM else ""),
+        ("disk", format_size(root_bytes) if root_bytes else ""),
         ("address", record.address),
         ("mac", record.mac),
         ("network", record.network),

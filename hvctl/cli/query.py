@@ -37,13 +37,18 @@ def show(app: App, name: str, xml: bool) -> None:
 
     Example: hvctl show web
     """
-    from hvctl.instances import query
+    from hvctl.instances import disks, query
 
     instance = query.get(app.host, name)
     if xml:
         click.echo(query.get_xml(app.host, instance), nl=False)
         return
-    app.print_result(as_json(instance), lambda: app.print_pairs(as_pairs(instance)))
+
+    def for_people() -> None:
+        root, *_disks = disks.list_disks(app.host, instance)
+        app.print_pairs(as_pairs(instance, root.size_bytes))
+
+    app.print_result(as_json(instance), for_people)
 
 
 @click.command()

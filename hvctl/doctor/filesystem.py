@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hvctl.backends import rootlimits
 from hvctl.doctor.finding import Outcome, check, failed, not_applicable, ok, warning
 from hvctl.host import Host
 from hvctl.hostside import files, machine, trials
@@ -53,6 +54,17 @@ def reflink(host: Host) -> Outcome:
     if problem == "Operation not supported":
         return ok("not there (btrfs and xfs have it): copies of whole files take their full size")
     return _outcome(host, problem, "copies share their blocks")
+
+
+@check("project quotas")
+def project_quotas(host: Host) -> Outcome:
+    """What a container may write to its root can be limited (create --container --disk)."""
+    if os.geteuid() != 0 or not host.shell.call(files.exists, host.store.layers):
+        return not_applicable("only root can look, in a store that is set up")
+    obstacle = rootlimits.find_obstacle(host)
+    if obstacle:
+        return ok(f"not there, so roots of containers have no size: {obstacle}")
+    return ok("roots of containers can have a size")
 
 
 def try_on_store(host: Host, trial: Callable[[Path], str]) -> str | None:

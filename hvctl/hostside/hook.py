@@ -136,14 +136,15 @@ def find_root(domain: Element, record: Element) -> roots.Root | None:
         )
         for share in record.iterfind(f"{_NS}spec/{_NS}mount")
     )
-    root = record.find(f"{_NS}root")
-    assert root is not None
+    root, spec = record.find(f"{_NS}root"), record.find(f"{_NS}spec")
+    assert root is not None and spec is not None
     return roots.Root(
         store=Store(root=Path(record.attrib["store"]), run=Path()),
         uuid=domain.findtext("uuid", ""),
         image_id=root.attrib["image"],
         layers=tuple(layer.attrib["id"] for layer in root.iterfind(f"{_NS}layer")),
         first_id=int(container.attrib["first-id"]),
+        size_bytes=int(spec.get("disk", "0")),
         shares=shares,
         volumes=tuple((name, volume) for name, _target, volume in find_volumes(record)) if has_volumes(record) else (),
     )

@@ -44,7 +44,8 @@ class Root:
     """What one container stands on.
 
     layers: lowest first, the last is written to. first_id: what is root inside is this uid and gid outside; 0: the
-    container is privileged, nothing is shifted. volumes: each with its identifier.
+    container is privileged, nothing is shifted. size_bytes: what its writable layer may take; 0: as much as there is.
+    volumes: each with its identifier.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Root:
         image_id: str,
         layers: tuple[str, ...],
         first_id: int,
+        size_bytes: int = 0,
         shares: tuple[Share, ...] = (),
         volumes: tuple[tuple[str, Volume], ...] = (),
     ) -> None:
@@ -63,6 +65,7 @@ class Root:
         self.image_id = image_id
         self.layers = layers
         self.first_id = first_id
+        self.size_bytes = size_bytes
         self.shares = shares
         self.volumes = volumes
 
@@ -73,6 +76,9 @@ def make_layer(path: Path, first_id: int, parent: str = "") -> None:
     for name, mode in (("upper", 0o755), ("work", 0o700)):
         files.make_directory(path / name, mode)
         os.chown(path / name, first_id, first_id)
+    from hvctl.hostside import quotas  # here: not for libvirt's hooks, which make no layers
+
+    quotas.mark(path)
     # Where the container shares the host's network, libvirt can mount no sysfs, and makes this itself on a read-only /sys.
     for folder in ("sys", "sys/fs", "sys/fs/cgroup"):
         files.make_directory(path / "upper" / folder, 0o755)
@@ -95,12 +101,16 @@ def mount(root: Root) -> None:
     On failure nothing stays mounted.
     """
     unmount(root.directory)
+    if root.size_bytes:
+        from hvctl.hostside import quotas  # here: most containers have no limit, and every start waits for this
+
+        quotas.limit(root.store.layer(root.layers[-1]), root.size_bytes)
     try:
         _mount_root(root)
         for number, share in enumerate(root.shares):
             _mount_share(root, share, root.directory / "mounts" / str(number))
         if root.volumes:
-            from hvctl.hostside import volumes  # here: most containers have none, and every start waits for this
+            from hvctl.hostside import volumes  # here: as above
 
             for name, volume in root.volumes:
                 volumes.mount(volume, root.directory / "mounts" / name)

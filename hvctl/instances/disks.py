@@ -54,7 +54,7 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class Grown:
-    """A disk that is larger now: whether it was not before, and whether the file system in it is as large."""
+    """A disk that has another size now: whether it was not so before, and whether the file system in it is as large."""
 
     disk: DataDisk | None
     """As it is now; None: the root."""
@@ -162,7 +162,8 @@ def list_disks(host: Host, instance: Instance) -> tuple[DataDisk, ...]:
 def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink = ignore) -> Grown:
     """Make a disk (`root`: the root) larger, and where the guest is one of ours the file system in it.
 
-    Raises InvalidSpec for a smaller size, Unsupported for what has no size or is not ours, GuestFailed when only the disk
+    The root of a container has a limit, which may also be lower than before. Raises InvalidSpec for a smaller size, or
+    one that what is there does not fit into, Unsupported for what has no size or is not ours, GuestFailed when only the disk
     could grow.
     """
     host.require_root("disk resize")
@@ -175,19 +176,19 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
         _check_can_change(instance)
         work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
         now_bytes = (disk or work.describe_root(host, record)).size_bytes
-        if size_bytes < now_bytes:
+        if size_bytes < now_bytes and not (disk is None and work.shrinks_roots):
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} has {format_size(now_bytes)}, and a disk cannot shrink: what lies beyond "
                 "the end would be lost",
                 hint="make a new, smaller one and copy: hvctl disk add",
             )
-        if size_bytes > now_bytes:
+        if size_bytes != now_bytes:
             _resize_locked(host, record, disk, size_bytes, events)
         is_grown_inside = disk is None and _is_running(instance) and work.grow_inside(host, record, size_bytes)
         return Grown(
             disk=disk,
             size_bytes=size_bytes,
-            has_changed=size_bytes > now_bytes,
+            has_changed=size_bytes != now_bytes,
             is_grown_inside=is_grown_inside or work.grows_file_systems,
         )
 
