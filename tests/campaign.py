@@ -124,9 +124,12 @@ class Tally:
 tally = Tally()
 
 
+_SEED = os.environ.get("HVCTL_TEST_SEED")
+
+
 def dice(what: str) -> random.Random:
-    """Chance from a seed that is printed at the end of the run."""
-    seed = secrets.randbits(32)
+    """Chance from a seed that is printed at the end of the run; HVCTL_TEST_SEED names one to do again."""
+    seed = int(_SEED) if _SEED else secrets.randbits(32)
     tally.notes.append(f"{what}: seed {seed}")
     return random.Random(seed)
 

@@ -79,6 +79,11 @@ def test_after_a_fault_at_some_system_calls_as_well(stages: Stages, mode: Mode, 
     assert campaign.sweep(stages, Sweep(mode, "snapshot-take", FAULTS[fault], fault, stride=5)) > 0
 
 
+def test_what_a_write_has_left_that_was_killed_goes_too(stages: Stages, mode: Mode) -> None:
+    """A file beside the name that it never got, that of the private host key among them."""
+    assert campaign.sweep(stages, Sweep(mode, "convert", "rename", "signal=KILL")) > 0
+
+
 def around_the_commit(verb: str) -> set[str]:
     """A step at which the most is to be undone, and one at which the most is to be finished."""
     names, commit = VERBS[verb].step_names(), VERBS[verb].index(VERBS[verb].commit)

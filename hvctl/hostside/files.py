@@ -59,6 +59,14 @@ def write_file(path: Path, content: bytes, mode: int, *, group: int = -1) -> Non
     sync_directory(path.parent)
 
 
+def remove_unwritten(folder: Path) -> None:
+    """Remove what a `write_file` that was killed has left in a directory; the caller keeps others from writing there."""
+    for name in list_names(folder):
+        stem, _, token = name[1:].rpartition(".")
+        if name.startswith(".") and stem and len(token) == 8:
+            remove(folder / name)
+
+
 def read_file(path: Path, *, limit_bytes: int = 16 * 1024**2) -> bytes:
     """The content of a regular file of at most `limit_bytes`; a link, a device or a longer file is an OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -114,6 +114,13 @@ def write_copy(host: Host, record: Record) -> None:
     host.shell.call(files.write_file, host.store.definition(record.uuid), xml.encode(), 0o600)
 
 
+def discard_unwritten(host: Host, record: Record) -> None:
+    """Remove what was being written by a process that was killed; it may be a private key."""
+    store, uuid = host.store, record.uuid
+    for folder in (store.instance(uuid), store.identity(uuid), store.application(uuid)):
+        host.shell.call(files.remove_unwritten, folder)
+
+
 def swap_kernel(host: Host, record: Record) -> None:
     """Give a kernel and initrd that were fetched their names; fine when they have them already."""
     for path in boot_files(host, record):

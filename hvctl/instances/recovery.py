@@ -26,6 +26,7 @@ def settle(host: Host, record: Record) -> str:
             f"{record.name!r} is in the middle of {record.pending.verb!r}, which this hvctl does not know",
             hint="use the hvctl that began it",
         )
+    effects.discard_unwritten(host, record)
     if verb.is_committed(host, record):
         operation.roll_forward(host, verb, record)
         return f"finished {verb.name}"
