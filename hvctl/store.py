@@ -28,7 +28,6 @@ what somebody typed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 TYPE_CHECKING = False  # not typing's, which costs libvirt's hooks more than all else here
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
-@dataclass(frozen=True)
 class Store:
     """The paths below one store directory and one run directory."""
 
-    root: Path
-    run: Path
+    def __init__(self, root: Path, run: Path) -> None:
+        self.root = root
+        self.run = run
 
     @property
     def images(self) -> Path:

@@ -388,7 +388,7 @@ def test_a_layer_with_all_that_an_overlay_says_comes_back(host: Host, repository
     assert os.getxattr(back / "twin", "user.mine") == b"value"
     facts = (back / "link").lstat()
     assert (facts.st_uid, facts.st_gid, back.stat().st_uid) == (5, 6, 0)
-    assert layers.read_facts(aside) == layers.Facts(first_id=0, parent="p")
+    assert vars(layers.read_facts(aside)) == {"first_id": 0, "parent": "p"}
     assert sorted(os.listdir(aside)) == ["layer.json", "upper"]
     assert not stat.S_IMODE(aside.stat().st_mode) & 0o077
 

@@ -18,7 +18,7 @@ from hvctl.config import Config
 from hvctl.errors import HvctlError, WrongState
 from hvctl.events import Event, Sink, StepStarted
 from hvctl.host import Host
-from hvctl.instances import copies, lifecycle, query, snapshots
+from hvctl.instances import lifecycle, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import TAKE
 from hvctl.libvirtapi import domains
@@ -201,44 +201,3 @@ def test_a_guest_stands_on_a_hundred_snapshots(host: Host, settings: Config, mod
         assert run(settings, "ssh", "deep", "--", "ls /root").out == ""
     finally:
         lifecycle.delete(host, "deep")
-
-
-@pytest.mark.long
-def test_random_operations_on_a_running_guest_agree_with_a_model(
-    host: Host, settings: Config, mode: Mode, debian_image: str
-) -> None:
-    """What it holds is one file; reverts, starts and copies are waited for over ssh."""
-    dice = campaign.dice(f"model of running guests, {mode}, 25 operations")
-    make(host, "played", mode, debian_image)
-    now, kept = "", dict[str, str]()
-    try:
-        for number in range(25):
-            deed = dice.choices(("write", "take", "revert", "delete", "restart", "copy"), (6, 5, 4, 2, 1, 1))[0]
-            if deed == "write":
-                now = str(number)
-                inside(settings, "played", f"echo {now} > /root/played; sync")
-            elif deed == "take":
-                snapshots.take(host, "played", Take(name=f"s{number}"))
-                kept[f"s{number}"] = now
-            elif deed in ("revert", "delete") and kept:
-                name = dice.choice(sorted(kept))
-                if deed == "revert":
-                    snapshots.revert(host, "played", name, force=True)
-                    now = kept[name]
-                else:
-                    snapshots.delete(host, "played", name)
-                    del kept[name]
-            elif deed == "restart":
-                lifecycle.restart(host, "played")
-            elif deed == "copy":
-                copies.copy(host, copies.Request(source="played", name="played-too"))
-                assert inside(settings, "played-too", "cat /root/played || :") == now, number
-                lifecycle.delete(host, "played-too")
-            assert inside(settings, "played", "cat /root/played || :") == now, (number, deed)
-            found = snapshots.list_snapshots(query.get(host, "played").record)
-            assert {item.name for item in found} == set(kept), (number, deed)
-        assert gc.collect(host) == ()
-    finally:
-        for name in ("played", "played-too"):
-            if query.find(host, name) is not None:
-                lifecycle.delete(host, name)

@@ -13,11 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from xml.etree import ElementTree
 
 from hvctl.access.agent import ExecResult
-from hvctl.backends.conversion import Conversion
 from hvctl.backends.disks import Disks
 from hvctl.backends.layers import Layers
 from hvctl.errors import HostError, InvalidSpec, Unsupported
@@ -27,8 +26,11 @@ from hvctl.hostside import files, machine
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Process, Record, Spec
-from hvctl.rootfs.building import Building
 from hvctl.units import format_size
+
+if TYPE_CHECKING:
+    from hvctl.backends.conversion import Conversion
+    from hvctl.rootfs.building import Building
 
 Values = Mapping[str, object]
 F = TypeVar("F", bound=Callable[..., Any])

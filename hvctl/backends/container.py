@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
 from hvctl import metadata, seed
@@ -21,7 +21,6 @@ from hvctl.backends import processes, rootlimits
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
 from hvctl.backends.containerdisks import RESERVED, ContainerDisks
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
-from hvctl.backends.conversion import Conversion
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
@@ -30,8 +29,11 @@ from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
 from hvctl.rootfs import application
-from hvctl.rootfs.building import Building
 from hvctl.units import MIB
+
+if TYPE_CHECKING:
+    from hvctl.backends.conversion import Conversion
+    from hvctl.rootfs.building import Building
 
 _PERIOD_US = 100_000
 _COPY_TIMEOUT_S = 7200

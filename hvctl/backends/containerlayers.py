@@ -6,19 +6,22 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from hvctl import seed
 from hvctl.backends.layers import Layers
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import differences, files, freezer, layers, quotas, roots, transfer
-from hvctl.hostside.transfer import Source
+from hvctl.hostside import files, freezer, layers, quotas, roots
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Provision, Record, State
-from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
+
+if TYPE_CHECKING:
+    from hvctl.hostside import differences
+    from hvctl.hostside.transfer import Source
+    from hvctl.rootfs.building import Building
 
 _COPY_TIMEOUT_S = 3600
 _TREE = "tree.tar"
@@ -96,9 +99,11 @@ class ContainerLayers(Layers):
         call(layers.write_facts, aside, layers.Facts(highest.first_id, parent))
 
     def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
+        from hvctl.hostside import transfer
+
         tree = host.store.image_tree(image.id)
         bare = replace(image, disk=None, kernel=None, initrd=None, kernel_arguments=(), kernel_release="")
-        source = Source(kind=transfer.TREE, path=str(tree), name=tree.name)
+        source = transfer.Source(kind=transfer.TREE, path=str(tree), name=tree.name)
         return replace(bare, has_tree=True, tree_digest=""), {_TREE: source}
 
     def is_known_by(self, host: Host, image: Image) -> bool:
@@ -109,9 +114,11 @@ class ContainerLayers(Layers):
         return self.is_known_by(host, image)
 
     def read_layer(self, host: Host, layer: str) -> Source:
+        from hvctl.hostside import transfer
+
         facts = host.shell.call(layers.read_facts, host.store.layer(layer))
         upper = host.store.layer_upper(layer)
-        return Source(kind=transfer.TREE, path=str(upper), name=upper.name, first_id=facts.first_id)
+        return transfer.Source(kind=transfer.TREE, path=str(upper), name=upper.name, first_id=facts.first_id)
 
     def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
         from hvctl.rootfs import unpacked
@@ -128,10 +135,14 @@ class ContainerLayers(Layers):
 
     def list_differences(self, host: Host, record: Record, tops: tuple[str, str]) -> list[tuple[str, str]]:
         """What changed from one layer's stack to another's."""
+        from hvctl.hostside import differences
+
         stacks = (self._trees_of(host, record, top) for top in tops)
         return host.shell.call(differences.list_differences, *stacks)
 
     def _trees_of(self, host: Host, record: Record, top: str) -> differences.Stack:
+        from hvctl.hostside import differences
+
         store, call = host.store, host.shell.call
         stack = reversed(call(layers.list_stack, store.layers, top))
         trees = [

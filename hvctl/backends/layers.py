@@ -9,13 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from hvctl.host import Host
 from hvctl.hostside import files, layers
-from hvctl.hostside.transfer import Source
 from hvctl.model import Image, Record
-from hvctl.rootfs.building import Building
+
+if TYPE_CHECKING:
+    from hvctl.hostside.transfer import Source
+    from hvctl.rootfs.building import Building
 
 
 class Layers(ABC):

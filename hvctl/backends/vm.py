@@ -6,15 +6,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
 from hvctl import accel
 from hvctl.access import agent
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes, vmimage
+from hvctl.backends import processes
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.backends.conversion import Conversion
 from hvctl.backends.layers import Layers
 from hvctl.backends.vmdisks import VmDisks
 from hvctl.backends.vmlayers import VmLayers
@@ -26,8 +25,11 @@ from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Accelerator, Artefact, Firmware, Image, Mode, Provision, Record, Spec
 from hvctl.rootfs import application
-from hvctl.rootfs.building import Building
 from hvctl.units import MIB, TIB, format_size
+
+if TYPE_CHECKING:
+    from hvctl.backends.conversion import Conversion
+    from hvctl.rootfs.building import Building
 
 _PING_TIMEOUT_S = 2
 # A disk is plugged into a port that was there from the start. Six are for what a VM has at most, the rest for disks that
@@ -180,9 +182,13 @@ class VmBackend(Backend):
         self.layers.create(host, record, image, record.layers[-1], "")
 
     def hold(self, host: Host, record: Record) -> str:
+        from hvctl.backends import vmimage
+
         return vmimage.hold(host, self._domain(host, record))
 
     def release(self, host: Host, record: Record) -> None:
+        from hvctl.backends import vmimage
+
         vmimage.release(host, self._domain(host, record))
 
     def copy_top(self, host: Host, record: Record, target: Path) -> None:
@@ -191,6 +197,8 @@ class VmBackend(Backend):
         host.shell.call(files.clone_file, source, target / source.name, 0o600)
 
     def export_root(self, work: Building, record: Record, image: Image, top: Path, *, keep_identity: bool) -> Image:
+        from hvctl.backends import vmimage
+
         return vmimage.export_root(work, record, image, top / "disk.qcow2", keep_identity=keep_identity)
 
     def format_values(self, host: Host, record: Record, image: Image) -> Values:

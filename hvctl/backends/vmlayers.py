@@ -7,20 +7,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from hvctl.access import agent
 from hvctl.backends.layers import Layers
 from hvctl.errors import HvctlError, InvalidSpec, NotFound, TimedOut
 from hvctl.host import Host
-from hvctl.hostside import files, layers, tpm, transfer
-from hvctl.hostside.transfer import Source
+from hvctl.hostside import files, layers, tpm
 from hvctl.libvirtapi import domains, livedisks, survey
 from hvctl.model import Image, Mode, Record
-from hvctl.rootfs.building import Building
 from hvctl.shell.base import Argument
 from hvctl.units import GIB
+
+if TYPE_CHECKING:
+    from hvctl.hostside.transfer import Source
+    from hvctl.rootfs.building import Building
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +191,13 @@ class VmLayers(Layers):
             line.text = " ".join([*words, f"systemd.machine_id={record.uuid.hex}"])
 
     def list_base(self, host: Host, image: Image) -> tuple[Image, dict[str, Source]]:
+        from hvctl.hostside import transfer
+
         folder = host.store.image(image.id)
-        sources = {part.bare.file: Source(kind=transfer.FILE, path=str(folder / part.file)) for part in image.artefacts}
+        sources = {
+            part.bare.file: transfer.Source(kind=transfer.FILE, path=str(folder / part.file))
+            for part in image.artefacts
+        }
         return replace(image.bare, has_tree=False, tree_digest=""), sources
 
     def is_known_by(self, host: Host, image: Image) -> bool:
@@ -200,7 +207,9 @@ class VmLayers(Layers):
         return image.bare.artefacts == base.bare.artefacts
 
     def read_layer(self, host: Host, layer: str) -> Source:
-        return Source(kind=transfer.DISK, path=str(host.store.layer_disk(layer)))
+        from hvctl.hostside import transfer
+
+        return transfer.Source(kind=transfer.DISK, path=str(host.store.layer_disk(layer)))
 
     def write_base(self, work: Building, base: Image, parts: Mapping[str, Path]) -> None:
         assert base.disk is not None

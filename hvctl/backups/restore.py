@@ -23,6 +23,7 @@ from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import create, layers, lifecycle, query, volumes
+from hvctl.instances.claim import claim_new
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import RESTORE
 from hvctl.libvirtapi import domains
@@ -199,12 +200,7 @@ def _plan_disks(backup: Backup, request: Request, described: list[dict[str, str]
 def _build(host: Host, work: Building, what: _Restoring, brought: Brought) -> None:
     plan, is_same = what.plan, what.is_same
     backend = get_backend(plan.record.mode)
-    connection = host.connection(plan.record.mode)
-
-    def claim(record: Record) -> object:
-        return domains.define(connection, metadata.embed(backend.format_stub(record), record))
-
-    with operation.begin(host, RESTORE, plan.record, claim, work.events) as change:
+    with operation.begin(host, RESTORE, plan.record, claim_new(host), work.events) as change:
         with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
             pass  # it stands in libvirt now: the next one may choose
         wanted = what.backup.subject.address if is_same else ""

@@ -19,7 +19,6 @@ from hvctl.hostsetup.change import Change
 from hvctl.hostside import daemons, emulator, files, filters
 
 HOOKS = tuple(Path(f"/etc/libvirt/hooks/{driver}.d/hvctl") for driver in ("qemu", "lxc"))
-_SCRIPTS = {**dict.fromkeys(HOOKS, "hook"), Path(emulator.PROGRAM): "emulator"}
 _CODE = filters.NETWORKS.parent
 _SOURCE = Path(hvctl.hostside.__file__).parent
 
@@ -28,8 +27,8 @@ def missing(_host: Host) -> Iterator[Change]:
     code = code_folder()
     if not code.is_dir():
         yield Change(text=f"install the hook's code in {code}", apply=functools.partial(_install, code))
-    for path, module in _SCRIPTS.items():
-        script = format_script(code, module)
+    scripts = {**dict.fromkeys(HOOKS, format_script(code)), Path(emulator.PROGRAM): emulator.SCRIPT}
+    for path, script in scripts.items():
         if not path.exists() or path.read_text() != script:
             yield Change(text=f"install {path}", apply=functools.partial(_install_script, path, script))
     yield from _remove_old_code(code)
@@ -60,24 +59,25 @@ def code_folder() -> Path:
     return _CODE / digest.hexdigest()[:16]
 
 
-def format_script(code: Path, module: str) -> str:
-    """A script itself. `-I`: nothing of the environment; `-S`: no site-packages, which saves a third of the start.
+def format_script(code: Path) -> str:
+    """The hooks' script. `-I`: nothing of the environment; `-S`: no site-packages, which saves a third of the start.
 
     Most calls of a hook concern nobody and end in the shell. Python is started by its own path, since then libvirtd's
-    AppArmor profile lets it out of itself (`/usr/bin/* PUx`): inside, no overlay can be mounted.
+    AppArmor profile lets it out of itself (`/usr/bin/* PUx`): inside, no overlay can be mounted. `_exit`: nobody waits
+    for the interpreter to be dismantled.
     """
-    skip = """case $2/$3 in
+    return f"""#!/bin/sh
+# Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {code}/hvctl/hostside/hook.py
+case $2/$3 in
 prepare/begin | reconnect/begin | release/end) ;;
 started/begin) [ -d /run/systemd/system ] || exit 0 ;; # elsewhere the emulator wrapper has done it before the start
 *) exit 0 ;;
 esac
-"""
-    return f"""#!/bin/sh
-# Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {code}/hvctl/hostside/{module}.py
-{skip if module == "hook" else ""}exec /usr/bin/python3 -ISc 'import sys
+exec /usr/bin/python3 -ISc 'import os, sys
 sys.path.insert(0, "{code}")
-from hvctl.hostside import {module}
-{module}.main(sys.argv)' "$@"
+from hvctl.hostside import hook
+hook.main(sys.argv)
+os._exit(0)' "$@"
 """
 
 

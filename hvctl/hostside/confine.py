@@ -4,7 +4,7 @@ Two kinds of host (cgroups(7)):
 
 - **version 1, nobody managing it** (a CI runner): the files of a group are root's, so libvirt's own limits hold. There
   is no number of processes in libvirt-LXC, and no group of the hierarchy `name=systemd` for the systemd inside: the
-  emulator wrapper (`emulator.py`) makes both (`groups.py`) and is in them before the container begins.
+  emulator wrapper (`emulator.py`) makes both and is in them before the container begins.
 - **version 2 under systemd**: libvirt gives the container's root the files of its own group, `memory.max` among them.
   So the same limits stand on the scope around it, whose files stay root's; systemd sets them.
 """
@@ -15,7 +15,6 @@ import contextlib
 import os
 import re
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import files, groups
@@ -25,15 +24,14 @@ DEFAULT_PROCESSES = 4096
 _TIMEOUT_S = 20
 
 
-@dataclass(frozen=True)
 class Limits:
-    """What one container may use."""
+    """What one container may use. first_id: its first uid outside; 0 for a privileged one."""
 
-    first_id: int
-    """Its first uid outside; 0 for a privileged one."""
-    memory_bytes: int
-    cpus: int
-    processes: int
+    def __init__(self, first_id: int, memory_bytes: int, cpus: int, processes: int) -> None:
+        self.first_id = first_id
+        self.memory_bytes = memory_bytes
+        self.cpus = cpus
+        self.processes = processes
 
 
 def note(name: str, uuid: str, limits: Limits) -> None:

@@ -8,14 +8,14 @@ libvirtd enters the same one, because in a fresh one it would not see the mounts
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+
+from hvctl.hostside import files
 
 RUN = Path("/run/hvctl")
 """Of the machine, not of a store: there is one libvirtd."""
@@ -25,6 +25,7 @@ NOTICED = RUN / "hooks-noticed"
 """Which libvirtd was told of hooks that are younger than itself: `PROCESS START`."""
 _HYBRID = "/sys/fs/cgroup/unified"
 LXCFS = Path("/var/lib/lxcfs")
+_LXCFS_PROGRAMS = ("/usr/bin/lxcfs", "/usr/local/bin/lxcfs")
 _TIMEOUT_S = 30
 _LXCFS_TIMEOUT_S = 5
 
@@ -135,7 +136,7 @@ def stop_started() -> None:
     if _is_pinned():
         _run(["umount", str(NAMESPACE)])
         _run(["umount", str(NAMESPACE.parent)])
-    shutil.rmtree(NAMESPACE.parent, ignore_errors=True)
+    files.remove(NAMESPACE.parent)
     for path in (STARTED, NOTICED):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a store's locks may be in there
@@ -179,7 +180,7 @@ def _run_pinned(script: str) -> None:
 
 
 def _find_lxcfs() -> str:
-    return shutil.which("lxcfs", path="/usr/bin:/usr/local/bin") or ""
+    return next((path for path in _LXCFS_PROGRAMS if os.access(path, os.X_OK)), "")
 
 
 def _is_serving() -> bool:
@@ -219,12 +220,16 @@ def _run(argv: list[str]) -> None:
 
 def _remember(name: str) -> None:
     """Note which process is ours, with its start time: a number alone may be another's by then."""
+    import json  # here: libvirt's hook has no use for it
+
     RUN.mkdir(exist_ok=True)
     process = find_running(name)
     STARTED.write_text(json.dumps({**_started(), name: (process, _start_time(process))}))
 
 
 def _started() -> dict[str, tuple[int, str]]:
+    import json
+
     try:
         return {
             name: (int(process), str(started)) for name, (process, started) in json.loads(STARTED.read_text()).items()

@@ -20,10 +20,8 @@ import ipaddress
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import locks
@@ -63,19 +61,17 @@ _FROM_GUESTS = """
 """
 
 
-@dataclass(frozen=True)
 class Guest:
-    """A guest's interface on the host, and what may come out of it."""
+    """A guest's interface on the host, and what may come out of it. Raises ValueError for what is none."""
 
-    device: str
-    mac: str
-    address: str
-
-    def __post_init__(self) -> None:
+    def __init__(self, device: str, mac: str, address: str) -> None:
         # These texts become commands of nft that root runs.
-        ipaddress.IPv4Address(self.address)
-        if not _DEVICE.fullmatch(self.device) or not _MAC.fullmatch(self.mac):
-            raise ValueError(f"not a guest's interface: {self!r}")
+        ipaddress.IPv4Address(address)
+        if not _DEVICE.fullmatch(device) or not _MAC.fullmatch(mac):
+            raise ValueError(f"not a guest's interface: {device!r} {mac!r}")
+        self.device = device
+        self.mac = mac
+        self.address = address
 
 
 def admit(guest: Guest) -> None:
@@ -114,6 +110,8 @@ def restore() -> None:
 
 def remove() -> None:
     """Remove both tables, and what is known of guests."""
+    import shutil  # here: the hook has no use for it
+
     _nft("".join(f"add table {family} hvctl\ndelete table {family} hvctl\n" for family in ("bridge", "ip")))
     shutil.rmtree(GUESTS, ignore_errors=True)
 
@@ -219,6 +217,6 @@ def _run(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
 
 def _start(words: list[str]) -> subprocess.Popen[str]:
     # A hook's PATH is libvirtd's, which may lack sbin.
-    nft = shutil.which("nft") or "/usr/sbin/nft"
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([nft, *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(["nft", *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)

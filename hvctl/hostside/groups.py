@@ -1,34 +1,11 @@
-"""Control groups of containers (cgroups(7)): which a process is in, and ours where version 1 trees are managed by nobody.
-
-Imports next to nothing: the emulator wrapper waits for it at every start.
-"""
+"""Control groups of containers (cgroups(7)): which a process is in, and ours where nobody manages version 1 trees."""
 
 from __future__ import annotations
 
-import os
-
 NOTES = "/run/hvctl-containers"
 """One file for each container that starts or runs, named after it: `UUID FIRST-ID PROCESSES`."""
-_FOLDER = "hvctl"
-_JOINED = ("name=systemd", "pids")
-
-
-def join(name: str) -> None:
-    """Put this process, which becomes the container's controller, into groups of its own."""
-    with open(f"{NOTES}/{name}") as stream:
-        uuid, first_id, processes = stream.read().split()
-    trees = find_hierarchies()
-    for controller in _JOINED:
-        if controller not in trees:
-            continue
-        group = find_own(trees[controller], uuid)
-        os.makedirs(group, exist_ok=True)
-        if controller == "pids":
-            write(f"{group}/pids.max", processes)
-        else:  # the systemd inside makes its groups here
-            for path in (group, f"{group}/cgroup.procs", f"{group}/tasks"):
-                os.chown(path, int(first_id), int(first_id))
-        write(f"{group}/cgroup.procs", str(os.getpid()))
+FOLDER = "hvctl"
+"""What ours are in, in each tree."""
 
 
 def write(path: str, text: str) -> None:
@@ -39,7 +16,7 @@ def write(path: str, text: str) -> None:
 
 def find_own(tree: str, uuid: str) -> str:
     """The group that we make for a container in one tree."""
-    return f"{tree}/{_FOLDER}/{uuid}"
+    return f"{tree}/{FOLDER}/{uuid}"
 
 
 def find_hierarchies() -> dict[str, str]:

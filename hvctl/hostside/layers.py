@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import files
@@ -31,23 +29,26 @@ _DEEPEST = 1000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True)
 class Facts:
-    """What a layer says of itself."""
+    """What a layer says of itself: the first uid of the container that wrote it (0 for a VM's), and its parent."""
 
-    first_id: int = 0
-    """The first uid of the container that wrote it; 0 for a VM's."""
-    parent: str = ""
+    def __init__(self, first_id: int = 0, parent: str = "") -> None:
+        self.first_id = first_id
+        self.parent = parent
 
 
 def write_facts(layer: Path, facts: Facts) -> None:
     """Say what a layer stands on and whose owners are in it."""
+    import json  # here and below: most containers stand on no layer but their own, and each start waits for the hook
+
     content = json.dumps({"first_id": facts.first_id, "parent": facts.parent}).encode()
     files.write_file(layer / "layer.json", content, 0o400)
 
 
 def read_facts(layer: Path) -> Facts:
     """What a layer says of itself; that it stands on the image where it says nothing, or is not there."""
+    import json
+
     try:
         said = json.loads(files.read_file(layer / "layer.json"))
     except FileNotFoundError:

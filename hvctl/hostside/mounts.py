@@ -11,7 +11,6 @@ import errno
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -27,13 +26,13 @@ _ATTR_RDONLY, _ATTR_NODEV, _ATTR_IDMAP = 0x1, 0x4, 0x00100000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True)
 class Extent:
     """A run of ids: `count` owners on the disk from `stored` on are shown as those from `shown` on (user_namespaces(7))."""
 
-    stored: int
-    shown: int
-    count: int
+    def __init__(self, stored: int, shown: int, count: int) -> None:
+        self.stored = stored
+        self.shown = shown
+        self.count = count
 
 
 class _Attributes(ctypes.Structure):

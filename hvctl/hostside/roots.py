@@ -19,7 +19,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import files, ids, layers, mounts
@@ -31,36 +30,44 @@ if TYPE_CHECKING:
     from hvctl.hostside.volumes import Volume
 
 
-@dataclass(frozen=True)
 class Share:
     """A directory of the host for a container: whose files those of the container's root are out there."""
 
-    source: Path
-    is_read_only: bool
-    uid: int
-    gid: int
+    def __init__(self, source: Path, is_read_only: bool, uid: int, gid: int) -> None:
+        self.source = source
+        self.is_read_only = is_read_only
+        self.uid = uid
+        self.gid = gid
 
 
-@dataclass(frozen=True)
 class Root:
-    """What one container stands on."""
+    """What one container stands on.
 
-    store: Store
-    uuid: str
-    image_id: str
-    layers: tuple[str, ...]
-    """Lowest first; the last is written to."""
-    first_id: int
-    """What is root inside is this uid and gid outside; 0: the container is privileged, nothing is shifted."""
-    size_bytes: int = 0
-    """What its writable layer may take; 0: as much as there is."""
-    shares: tuple[Share, ...] = ()
-    volumes: tuple[tuple[str, Volume], ...] = ()
-    """Identifier and volume."""
+    layers: lowest first, the last is written to. first_id: what is root inside is this uid and gid outside; 0: the
+    container is privileged, nothing is shifted. size_bytes: what its writable layer may take; 0: as much as there is.
+    volumes: each with its identifier.
+    """
 
-    @property
-    def directory(self) -> Path:
-        return self.store.instances / self.uuid
+    def __init__(
+        self,
+        store: Store,
+        uuid: str,
+        image_id: str,
+        layers: tuple[str, ...],
+        first_id: int,
+        size_bytes: int = 0,
+        shares: tuple[Share, ...] = (),
+        volumes: tuple[tuple[str, Volume], ...] = (),
+    ) -> None:
+        self.store = store
+        self.uuid = uuid
+        self.directory = store.instances / uuid
+        self.image_id = image_id
+        self.layers = layers
+        self.first_id = first_id
+        self.size_bytes = size_bytes
+        self.shares = shares
+        self.volumes = volumes
 
 
 def make_layer(path: Path, first_id: int, parent: str = "") -> None:

@@ -16,7 +16,6 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import files, groups, ids, loops, mounts
@@ -25,15 +24,16 @@ from hvctl.hostside.mounts import Extent
 _UMOUNT_NOFOLLOW = 8
 
 
-@dataclass(frozen=True)
 class Volume:
-    """One volume for one container."""
+    """One volume for one container.
 
-    path: Path
-    """A directory, or a file with an ext4 file system."""
-    first_id: int
-    """What is root inside; 0: nothing is shifted."""
-    is_read_only: bool = False
+    path: a directory, or a file with an ext4 file system; first_id: what is root inside, 0: nothing is shifted.
+    """
+
+    def __init__(self, path: Path, first_id: int, is_read_only: bool = False) -> None:
+        self.path = path
+        self.first_id = first_id
+        self.is_read_only = is_read_only
 
 
 def make_directory(folder: Path, content: Path) -> None:

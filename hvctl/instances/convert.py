@@ -11,13 +11,13 @@ import datetime
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from hvctl import metadata, operation, templates
+from hvctl import operation, templates
 from hvctl.backends import Backend, Secrets, get_backend
 from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, InvalidSpec, TimedOut, Unsupported, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import converteffects, create, layers, lifecycle, query, snapshots, wait
-from hvctl.instances.claim import claim_existing
+from hvctl.instances.claim import claim_existing, define_stub
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import CONVERT
 from hvctl.libvirtapi import domains
@@ -223,7 +223,7 @@ def _convert(host: Host, plan: _Plan, events: Sink) -> None:
                 events(Note(plan.record.name, "shutting it down"))
                 lifecycle.stop_locked(host, query.get(host, plan.record.name), events=events)
         with change.step("name"), backend.allocate(host, plan.record) as record:
-            domains.define(connection, metadata.embed(backend.format_stub(record), record))
+            define_stub(host, record)
         with change.step("keep"):
             if plan.kept is not None:
                 image = layers.image_of(host, plan.source)

@@ -20,10 +20,10 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import create, layers, lifecycle, query, snapshots
+from hvctl.instances.claim import claim_new
 from hvctl.instances.recovery import get_settled, settle
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import COPY
-from hvctl.libvirtapi import domains
 from hvctl.model import Image, Instance, Purpose, Record, Snapshot, Wait
 from hvctl.units import now
 
@@ -160,12 +160,7 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
 
 def _build(host: Host, plan: _Plan, events: Sink) -> None:
     backend = get_backend(plan.record.mode)
-    connection = host.connection(plan.record.mode)
-
-    def claim(record: Record) -> object:
-        return domains.define(connection, metadata.embed(backend.format_stub(record), record))
-
-    with operation.begin(host, COPY, plan.record, claim, events) as change:
+    with operation.begin(host, COPY, plan.record, claim_new(host), events) as change:
         with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
             pass  # it stands in libvirt now: the next one may choose
         change.record = replace(change.record, address=create.reserve(host, change.record))

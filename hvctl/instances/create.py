@@ -13,9 +13,10 @@ from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import lifecycle, query, wait
+from hvctl.instances.claim import claim_new
 from hvctl.instances.recovery import settle
 from hvctl.instances.verbs import CREATE
-from hvctl.libvirtapi import domains, networks
+from hvctl.libvirtapi import networks
 from hvctl.model import Image, Instance, Provision, Record, Spec, Wait
 from hvctl.rootfs import application, published
 from hvctl.rootfs.application import Wishes
@@ -192,12 +193,7 @@ def _adopt(host: Host, plan: Plan) -> bool:
 
 def _build(host: Host, plan: Plan, events: Sink) -> None:
     backend = get_backend(plan.record.mode)
-    connection = host.connection(plan.record.mode)
-
-    def claim(record: Record) -> object:
-        return domains.define(connection, metadata.embed(backend.format_stub(record), record))
-
-    with operation.begin(host, CREATE, plan.record, claim, events) as change:
+    with operation.begin(host, CREATE, plan.record, claim_new(host), events) as change:
         with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
             pass  # it stands in libvirt now: the next one may choose
         change.record = replace(change.record, address=reserve(host, change.record))

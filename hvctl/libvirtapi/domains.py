@@ -193,10 +193,13 @@ def get_xml(domain: libvirt.virDomain, *, inactive: bool = True) -> str:
         return cast(str, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0))
 
 
-def define(connection: Connection, xml: str) -> libvirt.virDomain:
-    """Define or redefine a persistent domain after libvirt's own schema check. Raises InvalidSpec."""
+def define(connection: Connection, xml: str, *, is_ours: bool = False) -> libvirt.virDomain:
+    """Define or redefine a persistent domain. Raises InvalidSpec.
+
+    After libvirt's own schema check, which costs 9 ms, unless no word in it comes from a user or a template (`is_ours`).
+    """
     with in_words("cannot define the instance"):
-        return connection.handle.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        return connection.handle.defineXMLFlags(xml, 0 if is_ours else libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
 
 
 def set_metadata(domain: libvirt.virDomain, element: str, *, prefix: str, uri: str) -> None:
