@@ -18,13 +18,14 @@ from hvctl.backups import restore as restoring
 from hvctl.backups.opening import open_repository
 from hvctl.config import Config
 from hvctl.errors import AlreadyExists, HostError, InvalidSpec, NotManaged, WrongState
+from hvctl.events import Event
 from hvctl.host import Host
 from hvctl.instances import convert, copies, create, disks, layers, query, snapshots, volumes
 from hvctl.instances.snapshots import Take
 from hvctl.libvirtapi import domains
 from hvctl.model import Mode, Mount, Record
-from hvctl.units import MIB
-from tests import roots, tiny, world
+from hvctl.units import GIB, MIB
+from tests import roots, stores, tiny, world
 from tests.cli import run
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
@@ -199,6 +200,27 @@ def test_what_the_other_mode_cannot_have_is_said_before_anything_happens(
     with pytest.raises(WrongState, match="was privileged"):
         snapshots.revert(host, name, privileged)
     volumes.discard(host, kept.id)
+
+
+def test_a_size_that_a_container_cannot_have_here_is_said_and_comes_back(host: Host, name: str, tmp_path: Path) -> None:
+    """The store of the tests is on a file system without project quotas."""
+    spec = replace(tiny.make_spec(name, Mode.VM, "tiny-root"), disk_bytes=2 * GIB)
+    create.create(host, create.Request(spec=spec, start=False))
+    said = [line for line in convert.list_losses(host, name, Mode.CONTAINER) if "2GiB" in line]
+    assert len(said) == 1 and "keeps no project quotas" in said[0]
+    turn(host, name, Mode.CONTAINER)
+    root, *_others = disks.list_disks(host, query.get(host, name))
+    assert root.size_bytes == 0
+
+    repository = open_repository(host, str(tmp_path / "backups"))
+    repository.make()
+    backing_up.create(host, repository, backing_up.Wanted(name=name))
+    told: list[Event] = []
+    restoring.restore(host, repository, restoring.Request(backup=name, name=f"{name}-new", start=False), told.append)
+    assert "without its limit of 2GiB" in stores.notes(told)
+    assert query.get(host, f"{name}-new").record.spec.disk_bytes == 0
+    back, _kept = turn(host, name, Mode.VM)
+    assert back.spec.disk_bytes == 2 * GIB
 
 
 def test_too_little_memory_for_the_other_mode_names_the_way(host: Host, settings: Config, name: str) -> None:

@@ -75,7 +75,7 @@ def limiting(host: Host, settings: Config, request: pytest.FixtureRequest, tmp_p
 
 
 def create(host: Host, name: str, *words: str) -> Ran:
-    return call(host.config, "create", name, "--container", "--image", "alike", "--memory", "64M", *words)
+    return call(host.config, "create", name, "--container", "--image", "alike", "--memory", "256M", *words)
 
 
 def sh(host: Host, name: str, script: str) -> ExecResult:
@@ -152,23 +152,20 @@ def test_new_layers_are_limited_too(limiting: Host) -> None:
     settings = limiting.config
     assert create(limiting, "box", "--disk", "64M").status == 0
     assert write(limiting, "box", 30) == 30
-    for words in (
-        ("restart", "box", "--force"),
-        ("snapshot", "take", "box", "running"),
-        ("stop", "box", "--force"),
-        ("snapshot", "take", "box", "off"),
-        ("disk", "resize", "box", "root", "100M"),
-        ("start", "box"),
+    for line in (
+        "restart box --force",
+        "snapshot take box running",
+        "stop box --force",
+        "snapshot take box off",
+        "disk resize box root 100M",
+        "start box",
     ):
-        done = call(settings, *words)
+        done = call(settings, *line.split())
         assert done.status == 0, done
     assert size_inside(limiting, "box") == 100 * MIB
     assert write(limiting, "box", 200) <= 100
-    for name, words in {
-        "box": ("snapshot", "revert", "box", "off", "--yes", "--force"),
-        "twin": ("copy", "box@running", "twin"),
-    }.items():
-        done = call(settings, *words)
+    for name, line in (("box", "snapshot revert box off --yes --force"), ("twin", "copy box@running twin")):
+        done = call(settings, *line.split())
         assert done.status == 0, done
         assert size_inside(limiting, name) == 64 * MIB
         assert write(limiting, name, 100) <= 64
