@@ -118,10 +118,18 @@ class ContainerDisks(Disks):
                 hint=f"hvctl stop {record.name}",
             )
 
+    def get_root_size(self, host: Host, record: Record) -> int:
+        return rootlimits.find(host, record)
+
     def describe_root(self, host: Host, record: Record) -> DataDisk:
-        source = str(host.store.layer(record.layers[-1]))
-        root = DataDisk(name="root", kind=DiskKind.ROOT, format=VolumeFormat.DIRECTORY, source=source, target="/")
-        return replace(root, size_bytes=rootlimits.find(host, record))
+        return DataDisk(
+            name="root",
+            kind=DiskKind.ROOT,
+            format=VolumeFormat.DIRECTORY,
+            source=str(host.store.layer(record.layers[-1])),
+            size_bytes=self.get_root_size(host, record),
+            target="/",
+        )
 
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:
         if disk is None:

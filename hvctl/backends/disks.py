@@ -79,8 +79,12 @@ class Disks(ABC):
         """
 
     @abstractmethod
+    def get_root_size(self, host: Host, record: Record) -> int:
+        """Bytes of the root; 0 where it has no size of its own, or this user may not look."""
+
+    @abstractmethod
     def describe_root(self, host: Host, record: Record) -> DataDisk:
-        """The root in the words of a data disk; size 0 where it has none of its own, or this user may not look."""
+        """The root in the words of a data disk."""
 
     @abstractmethod
     def check_growth(self, host: Host, record: Record, disk: DataDisk | None, size_bytes: int, is_off: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -118,10 +117,14 @@ class VmDisks(Disks):
         connection = host.connection(record.mode)
         disks.detach(connection, _domain(host, record), _path(host, disk), timeout_s=_DETACH_TIMEOUT_S)
 
+    def get_root_size(self, host: Host, record: Record) -> int:
+        try:
+            return host.shell.call(diskfiles.read_qcow2_size, _root(host, record))
+        except HostError:  # the store is root's
+            return record.spec.disk_bytes
+
     def describe_root(self, host: Host, record: Record) -> DataDisk:
-        path, size_bytes = _root(host, record), record.spec.disk_bytes
-        with contextlib.suppress(HostError):  # the store is root's
-            size_bytes = host.shell.call(diskfiles.read_qcow2_size, path)
+        path = _root(host, record)
         definition = ElementTree.fromstring(domains.get_xml(_domain(host, record)))
         element = disks.find_element(definition, str(path))
         tune = element.find("iotune") if element is not None else None
@@ -131,7 +134,7 @@ class VmDisks(Disks):
             kind=DiskKind.ROOT,
             format=VolumeFormat.QCOW2,
             source=str(path),
-            size_bytes=size_bytes,
+            size_bytes=self.get_root_size(host, record),
             target="vda",
             serial="root",
             throttle=Throttle(iops=limits[0], bytes_per_s=limits[1]),

@@ -37,18 +37,19 @@ def show(app: App, name: str, xml: bool) -> None:
 
     Example: hvctl show web
     """
-    from hvctl.instances import disks, query
+    from hvctl.instances import query
 
     instance = query.get(app.host, name)
     if xml:
         click.echo(query.get_xml(app.host, instance), nl=False)
         return
 
-    def for_people() -> None:
-        root, *_disks = disks.list_disks(app.host, instance)
-        app.print_pairs(as_pairs(instance, root.size_bytes))
+    def print_pairs() -> None:
+        from hvctl.instances import disks
 
-    app.print_result(as_json(instance), for_people)
+        app.print_pairs(as_pairs(instance, disks.get_root_size(app.host, instance.record)))
+
+    app.print_result(as_json(instance), print_pairs)
 
 
 @click.command()

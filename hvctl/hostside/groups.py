@@ -4,8 +4,7 @@ from __future__ import annotations
 
 NOTES = "/run/hvctl-containers"
 """One file for each container that starts or runs, named after it: `UUID FIRST-ID PROCESSES`."""
-FOLDER = "hvctl"
-"""What ours are in, in each tree."""
+_FOLDER = "hvctl"
 
 
 def write(path: str, text: str) -> None:
@@ -16,7 +15,7 @@ def write(path: str, text: str) -> None:
 
 def find_own(tree: str, uuid: str) -> str:
     """The group that we make for a container in one tree."""
-    return f"{tree}/{FOLDER}/{uuid}"
+    return f"{tree}/{_FOLDER}/{uuid}"
 
 
 def find_hierarchies() -> dict[str, str]:

@@ -75,10 +75,8 @@ def measure(layer: Path) -> int:
 
 def limit(layer: Path, size_bytes: int) -> None:
     """Let a layer take this much and no more (0: any amount), from now on; nothing happens where it is not counted."""
-    if not is_counted(layer):
-        return
     project, size_kib = find_project(layer), -(-size_bytes // _KIB)
-    if get_limit(layer, project) != size_kib * _KIB:
+    if project and is_enforced(layer) and get_limit(layer, project) != size_kib * _KIB:
         with _open(layer) as directory:
             _call(directory, _SET, project, _QUOTA.pack(size_kib, *(0,) * 7, _BLOCK_LIMITS))
 

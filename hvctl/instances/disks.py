@@ -153,6 +153,11 @@ def move(host: Host, name: str, disk_name: str, to: str, request: DiskRequest, e
         raise
 
 
+def get_root_size(host: Host, record: Record) -> int:
+    """Bytes of the root of an instance; 0 where it has no size of its own, or this user may not look."""
+    return get_backend(record.mode).disks.get_root_size(host, record)
+
+
 def list_disks(host: Host, instance: Instance) -> tuple[DataDisk, ...]:
     """The root of an instance, and its data disks."""
     record = instance.record
@@ -175,7 +180,7 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
         disk = diskeffects.find_disk(record, disk_name)
         _check_can_change(instance)
         work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
-        now_bytes = (disk or work.describe_root(host, record)).size_bytes
+        now_bytes = work.get_root_size(host, record) if disk is None else disk.size_bytes
         if size_bytes < now_bytes and not (disk is None and work.shrinks_roots):
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} has {format_size(now_bytes)}, and a disk cannot shrink: what lies beyond "
