@@ -106,6 +106,14 @@ def test_what_is_no_file_system_is_refused_and_leaves_no_loop_device(tmp_path: P
     assert loops.find_loop(path) is None
 
 
+def test_what_is_half_grown_is_not_mounted(file: Path, places: tuple[Path, Path]) -> None:
+    """What is written to it would be lost, or damage it, when the growth is taken back."""
+    volumes.undo_file(file).touch()
+    with pytest.raises(OSError, match="hvctl gc"):
+        volumes.mount(Volume(path=file, first_id=FIRST_ID), places[0])
+    assert loops.find_loop(file) is None
+
+
 def test_a_directory_volume_is_closed_to_others(directory: Path) -> None:
     done = subprocess.run(
         ["ls", str(directory)], user=65534, group=65534, extra_groups=[], capture_output=True, timeout=30, check=False

@@ -13,7 +13,7 @@ from hvctl.access.agent import ExecResult
 from hvctl.backends import rootlimits
 from hvctl.backends.base import ENVIRONMENT
 from hvctl.backends.disks import DiskRequest, Disks
-from hvctl.errors import HostError, InvalidSpec, Unsupported, WrongState
+from hvctl.errors import HostError, HvctlError, InvalidSpec, Unsupported, WrongState
 from hvctl.host import Host
 from hvctl.hostside import enter, files, loops, mounts, quotas, volumes
 from hvctl.libvirtapi import domains
@@ -151,11 +151,28 @@ class ContainerDisks(Disks):
         path = host.store.volume_content(disk.volume, disk.format)
         if host.shell.call(files.size, path) < size_bytes:
             host.shell.call(volumes.make_file, path.parent, path, size_bytes)
+        self._undo_growth(host, path)
         # It was checked to be whole by the kernel that mounted it; resize2fs wants to hear it from e2fsck (status 1: mended).
         checked = host.shell.run(["e2fsck", "-f", "-p", "--", path], timeout_s=_TOOL_TIMEOUT_S, check=False)
         if checked.status > 1:
             raise HostError(f"the file system of {disk.name!r} is damaged", hint=f"e2fsck -f {path}")
-        host.shell.run(["resize2fs", "--", path], timeout_s=_TOOL_TIMEOUT_S)
+        undo = volumes.undo_file(path)
+        try:
+            host.shell.run(["resize2fs", "-z", undo, "--", path], timeout_s=_TOOL_TIMEOUT_S)
+        except HvctlError:
+            self._undo_growth(host, path)
+            raise
+        host.shell.call(files.remove, undo)
+
+    def _undo_growth(self, host: Host, path: Path) -> None:
+        """Put back what resize2fs has written before it failed or was killed: it leaves what e2fsck alone cannot mend.
+
+        What e2undo says is nothing to go by: it complains of an end that is missing, and of a file of which nothing was used.
+        """
+        undo = volumes.undo_file(path)
+        if host.shell.call(files.exists, undo):
+            host.shell.run(["e2undo", "-f", "--", undo, path], timeout_s=_TOOL_TIMEOUT_S, check=False)
+            host.shell.call(files.remove, undo)
 
     def grow_inside(self, host: Host, record: Record, size_bytes: int) -> bool:
         return True

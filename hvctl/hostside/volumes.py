@@ -53,6 +53,11 @@ def make_file(folder: Path, content: Path, size_bytes: int) -> None:
         os.close(descriptor)
 
 
+def undo_file(content: Path) -> Path:
+    """What takes back the growth of a file system that has not ended, beside it (e2undo(8)); nobody may mount it then."""
+    return content.with_name("growing.e2undo")
+
+
 def mount(volume: Volume, target: Path) -> None:
     """Mount it, in the mount namespace of this process."""
     files.make_directory(target.parent, 0o711)
@@ -97,6 +102,12 @@ def _open_tree(volume: Volume) -> Iterator[int]:
         if volume.path.is_dir():
             tree = mounts.clone(volume.path, owners=owners, read_only=volume.is_read_only)
         else:
+            if undo_file(volume.path).exists():
+                raise OSError(
+                    errno.EBUSY,
+                    "its file system was just being made larger; finish that: hvctl gc",
+                    os.fspath(volume.path),
+                )
             loop, device = loops.open_loop(volume.path)
             stack.callback(os.close, loop)
             tree = mounts.open_ext4(device, owners=owners, read_only=volume.is_read_only)
