@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from hvctl import config, metadata
-from hvctl.errors import HostError, Interrupted, WrongState
+from hvctl.errors import HostError, HvctlError, Interrupted, WrongState
 from hvctl.hostside import files, locks
 from hvctl.model import Instance, Live, Mode, State
 from hvctl.shell import LocalShell, Shell
@@ -41,7 +41,7 @@ class Host:
 
     def close(self) -> None:
         """Close all connections."""
-        for connection in self._connections.values():
+        for connection in list(self._connections.values()):  # `connect_ahead` may still be at it
             connection.close()
         self._connections.clear()
 
@@ -55,6 +55,16 @@ class Host:
 
                 self._connections[uri] = Connection.open(uri)
             return self._connections[uri]
+
+    def connect_ahead(self) -> None:
+        """Begin to connect to both drivers beside what comes next: 10 ms less to wait. What fails, `connection` tells."""
+
+        def connect() -> None:
+            with contextlib.suppress(HvctlError):
+                for mode in Mode:
+                    self.connection(mode)
+
+        threading.Thread(target=connect, name="connect-ahead", daemon=True).start()
 
     def pause(self, seconds: float) -> None:
         """Wait, but not longer than until somebody cancels. Raises Interrupted then."""

@@ -96,8 +96,11 @@ class Operation:
         self._intend(name, record or self.record)
         yield
 
-    def commit(self, name: str, domain_xml: str, record: Record | None = None) -> None:
-        """The step that commits: define this XML, with this record where it changes, its intent already past this step."""
+    def commit(self, name: str, domain_xml: str, record: Record | None = None, *, is_ours: bool = False) -> None:
+        """The step that commits: define this XML, with this record where it changes, its intent already past this step.
+
+        `is_ours`: see `domains.define`.
+        """
         from hvctl.libvirtapi import domains
 
         self._intend(name, self.record)
@@ -105,7 +108,7 @@ class Operation:
         committed = _with_step(record or self.record, self.verb, after)
         log.debug("define %s:\n%s", committed.name, domain_xml)
         connection = self.host.connection(committed.mode)
-        self.domain = domains.define(connection, metadata.embed(domain_xml, committed))
+        self.domain = domains.define(connection, metadata.embed(domain_xml, committed), is_ours=is_ours)
         self.record = committed  # not before: a definition that libvirt refuses commits nothing
 
     def redo_after(self, committed: str) -> None:

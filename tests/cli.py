@@ -7,6 +7,8 @@ import io
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -75,3 +77,10 @@ def call_here(*words: str) -> Ran:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         status = run_command(App(), list(words))
     return Ran(status=status, out=out.getvalue(), err=err.getvalue())
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when it holds; after half a minute the assertion behind it shall fail."""
+    deadline_s = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.05)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Mount, Record, Spec, State, Wait
 from hvctl.units import MIB
 from tests import tiny, victims, world
-from tests.cli import environment, run, run_bytes
+from tests.cli import environment, run, run_bytes, wait_for
 from tests.scenarios import make_tiny_container
 
 pytestmark = pytest.mark.guest
@@ -50,13 +50,6 @@ def sh(settings: Config, name: str, script: str) -> str:
     """What a shell line inside says, on both streams."""
     done = run(settings, "exec", name, "--", "sh", "-c", script)
     return done.out + done.err
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when it holds; after half a minute the assertion behind it shall fail."""
-    deadline_s = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
 
 
 def look(host: Host) -> world.World:

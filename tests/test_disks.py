@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,7 +20,7 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Spec, Wait
 from hvctl.units import GIB, MIB
 from tests import tiny, victims, world
-from tests.cli import Ran, call, run
+from tests.cli import Ran, call, run, wait_for
 
 pytestmark = pytest.mark.guest
 
@@ -225,13 +224,6 @@ def by_serial(serial: str) -> str:
     """A shell line that waits until the guest's udev has found the disk."""
     path = f"/dev/disk/by-id/virtio-{serial}"
     return f"n=0; until [ -e {path} ] || [ $n = 100 ]; do sleep 0.1; n=$((n+1)); done; D={path}; "
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when it holds; after half a minute the assertion behind it shall fail."""
-    deadline_s = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
 
 
 def names_inside(settings: Config, name: str) -> list[str]:

@@ -24,12 +24,12 @@ from hvctl.host import Host
 from hvctl.hostsetup import network
 from hvctl.hostside import daemons, files, filters
 from hvctl.instances import create, lifecycle, query, recovery
-from hvctl.libvirtapi import connection, domains
+from hvctl.libvirtapi import connection, domains, networks
 from hvctl.model import Instance, Mode, Spec, State, Wait
 from hvctl.rootfs import published
 from hvctl.units import MIB
 from tests import victims, world
-from tests.cli import call, run, run_bytes
+from tests.cli import call, run, run_bytes, wait_for
 
 pytestmark = pytest.mark.guest
 
@@ -87,6 +87,12 @@ def booted_at(settings: Config, name: str) -> str:
     return run(settings, "exec", name, "--", "cut", "-d ", "-f22", "/proc/1/stat").out
 
 
+def leased(host: Host) -> set[str]:
+    """The MACs that the network's dnsmasq has lent an address to."""
+    network = networks.get(host.connection(Mode.VM), host.config.network)
+    return {lease["mac"] for lease in network.DHCPLeases()}
+
+
 def test_the_life_of_one(host: Host, settings: Config, mode: Mode, debian_image: str, running: Instance) -> None:
     before = world.look(host, alive=running.record)
     boots_before = booted_at(settings, "running")
@@ -115,7 +121,11 @@ def test_the_life_of_one(host: Host, settings: Config, mode: Mode, debian_image:
     assert run_bytes(settings, "ssh", name, "--", "cat", stdin=noise).stdout == noise
 
     assert run(settings, "delete", name).status == 2  # without a terminal it wants --yes
+    mac = query.get(host, name).record.mac
+    assert mac in leased(host)
     assert run(settings, "delete", "--yes", name).status == 0
+    wait_for(lambda: mac not in leased(host))  # dnsmasq tells libvirt by a program of its own
+    assert mac not in leased(host)
     assert world.differences(before, world.look(host, alive=running.record)) == []
     assert booted_at(settings, "running") == boots_before
 

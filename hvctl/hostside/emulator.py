@@ -36,7 +36,7 @@ if [ -n "$name" ]; then
             ;;
         *) continue ;;
         esac
-        echo $$ > "$group/cgroup.procs"
+        echo 0 > "$group/{groups.TASKS}"
     done < /proc/self/mounts
     trap - EXIT
 fi

@@ -227,7 +227,7 @@ def _join_groups(init: int) -> None:
         if group.endswith("/init.scope"):
             group = f"{group.removesuffix('/init.scope')}/{_GROUP}"
             os.makedirs(group, exist_ok=True)
-        groups.write(f"{group}/cgroup.procs", str(os.getpid()))
+        groups.write(f"{group}/{groups.TASKS if names else 'cgroup.procs'}", "0")
 
 
 def _take_label(init: int) -> None:

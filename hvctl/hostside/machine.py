@@ -7,7 +7,6 @@ import grp
 import os
 import pwd
 import re
-import shutil
 import socket
 import stat
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ _EMULATED_CPUS = ("QEMU TCG CPU", "QEMU Virtual CPU")
 
 def find_program(names: Sequence[str]) -> str:
     """The path of the first of these programs that is installed, or an empty string."""
+    import shutil  # here: its compressors cost a short command 3 ms
+
     return next((path for name in names if (path := shutil.which(name))), "")
 
 

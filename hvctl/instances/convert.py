@@ -265,7 +265,7 @@ def _make_root(host: Host, plan: _Plan, record: Record, events: Sink) -> tuple[R
 def _start(host: Host, plan: _Plan, record: Record, events: Sink) -> None:
     domain = domains.get(host.connection(record.mode), record.uuid)
     instance = Instance(record=record, live=domains.describe(domain).live)
-    log_start = lifecycle.start_locked(host, instance, events)
+    log_start = lifecycle.start_locked(host, instance.record, events)
     try:
         wait.wait_until(host, instance, Wait.SSH, timeout_s=plan.timeout_s, events=events, log_start=log_start)
     except (TimedOut, GuestFailed) as error:

@@ -62,6 +62,7 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     Until it is complete a failure leaves nothing; after that (a start that fails) it leaves a stopped instance.
     """
     host.require_root("create")
+    host.connect_ahead()
     backend, name = get_backend(request.spec.mode), request.spec.name
     image = published.get_image(host, request.spec.image)
     image = backend.complete_image(host, image, events, is_trusted=request.trust_image)
@@ -69,10 +70,9 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     with host.lock(name):
         for note in filter(None, (plan.note, _describe_access(plan.record))):
             events(Note(name, note))
-        if not _adopt(host, plan):
-            _build(host, plan, events)
-        log_start = lifecycle.start_locked(host, query.get_complete(host, name), events) if request.start else 0
-    instance = query.get(host, name)
+        record = _adopt(host, plan) or _build(host, plan, events)
+        log_start = lifecycle.start_locked(host, record, events) if request.start else 0
+    instance = query.refresh(host, record)
     if request.start:
         goal, timeout_s = request.wait, request.timeout_s
         wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
@@ -169,8 +169,8 @@ def _check_user_data(user_data: bytes) -> None:
         )
 
 
-def _adopt(host: Host, plan: Plan) -> bool:
-    """Whether an interrupted `create` of the same spec had come so far that it was finished now.
+def _adopt(host: Host, plan: Plan) -> Record | None:
+    """The record of an interrupted `create` of the same spec that had come so far that it was finished now, or None.
 
     Anything else that was interrupted under this name is undone or finished first. Raises AlreadyExists.
     """
@@ -182,16 +182,16 @@ def _adopt(host: Host, plan: Plan) -> bool:
         done = settle(host, was)
         existing = query.find(host, name)
         if existing is not None and done == f"finished {CREATE.name}" and was.spec == plan.record.spec:
-            return True
+            return existing.record
     if existing is not None:
         raise AlreadyExists(
             f"there is already an instance {name!r} ({existing.state})",
             hint=f"choose another name, or: hvctl delete {name}",
         )
-    return False
+    return None
 
 
-def _build(host: Host, plan: Plan, events: Sink) -> None:
+def _build(host: Host, plan: Plan, events: Sink) -> Record:
     backend = get_backend(plan.record.mode)
     with operation.begin(host, CREATE, plan.record, claim_new(host), events) as change:
         with backend.allocate(host, change.record) as allocated, change.step("address", allocated):
@@ -201,8 +201,11 @@ def _build(host: Host, plan: Plan, events: Sink) -> None:
             backend.create_files(host, change.record, plan.image, plan.secrets)
         with change.step("root"):
             backend.create_root(host, change.record, plan.image, plan.secrets)
-        change.commit("define", format_xml(host, plan, change.record))
+        # libvirt's schema has nothing to say of our own templates, as long as nothing of the user's is put into them.
+        is_ours = plan.template.is_builtin and not change.record.spec.variables
+        change.commit("define", format_xml(host, plan, change.record), is_ours=is_ours)
         change.redo_after("define")
+    return change.record
 
 
 def reserve(host: Host, record: Record, wanted: str = "") -> str:

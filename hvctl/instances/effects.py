@@ -14,7 +14,7 @@ from hvctl import metadata
 from hvctl.backends import get_backend
 from hvctl.errors import NotFound
 from hvctl.host import Host
-from hvctl.hostside import files
+from hvctl.hostside import files, leases
 from hvctl.instances import layers
 from hvctl.libvirtapi import domains, networks
 from hvctl.model import Record
@@ -39,7 +39,9 @@ def release_address(host: Host, record: Record) -> None:
     if not record.network:
         return
     with host.lock(f"network-{record.network}", timeout_s=30):
-        networks.release(host.connection(record.mode), record.network, mac=record.mac)
+        bridge, address = networks.release(host.connection(record.mode), record.network, mac=record.mac)
+        if bridge:
+            host.shell.call(leases.end, bridge, address, record.mac)
 
 
 def name_address(host: Host, record: Record, name: str) -> None:

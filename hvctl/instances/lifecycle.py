@@ -33,24 +33,24 @@ def start(
         is_new = instance.state is not State.RUNNING
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused", hint=f"hvctl resume {name}")
-        log_start = start_locked(host, instance, events) if is_new else 0
+        log_start = start_locked(host, instance.record, events) if is_new else 0
     wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
     return is_new
 
 
-def start_locked(host: Host, instance: Instance, events: Sink) -> int:
+def start_locked(host: Host, record: Record, events: Sink) -> int:
     """Start while the caller holds the lock; does not wait. One call of libvirt's: nothing is to be undone or finished.
 
     Returns where this boot begins in the boot log, for `wait_until`.
     """
-    connection = host.connection(instance.record.mode)
-    events(StepStarted(instance.name, "start", "network"))
-    if instance.record.network:
-        networks.ensure_active(connection, instance.record.network)
-    events(StepStarted(instance.name, "start", "start"))
-    log_start = get_backend(instance.record.mode).measure_log(host, instance.record)
-    domains.start(domains.get(connection, instance.record.uuid))
-    events(StepStarted(instance.name, "start", "wait"))
+    connection = host.connection(record.mode)
+    events(StepStarted(record.name, "start", "network"))
+    if record.network:
+        networks.ensure_active(connection, record.network)
+    events(StepStarted(record.name, "start", "start"))
+    log_start = get_backend(record.mode).measure_log(host, record)
+    domains.start(domains.get(connection, record.uuid))
+    events(StepStarted(record.name, "start", "wait"))
     return log_start
 
 

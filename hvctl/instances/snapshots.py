@@ -172,7 +172,7 @@ def revert(
         if is_live:
             wake.restore(host, query.get(host, name).record, memory, events)
         elif was_running:
-            log_start = lifecycle.start_locked(host, query.get(host, name), events)
+            log_start = lifecycle.start_locked(host, query.get(host, name).record, events)
     if was_running and not is_live:
         now = query.get(host, name)
         wait.wait_until(host, now, goal, timeout_s=wait.DEFAULT_TIMEOUT_S, events=events, log_start=log_start)

@@ -196,7 +196,7 @@ def get_xml(domain: libvirt.virDomain, *, inactive: bool = True) -> str:
 def define(connection: Connection, xml: str, *, is_ours: bool = False) -> libvirt.virDomain:
     """Define or redefine a persistent domain. Raises InvalidSpec.
 
-    After libvirt's own schema check, which costs 9 ms, unless it was built here and from no template (`is_ours`).
+    After libvirt's own schema check, which costs 9 ms, unless nothing in its form is a user's (`is_ours`).
     """
     with in_words("cannot define the instance"):
         return connection.handle.defineXMLFlags(xml, 0 if is_ours else libvirt.VIR_DOMAIN_DEFINE_VALIDATE)

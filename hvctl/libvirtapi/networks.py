@@ -119,14 +119,21 @@ def is_free(connection: Connection, network: str, address: str) -> bool:
     return address in _list_range(definition) and address not in taken
 
 
-def release(connection: Connection, network: str, *, mac: str) -> None:
-    """Give back what was kept for this MAC; fine when nothing was, or the network is gone."""
+def release(connection: Connection, network: str, *, mac: str) -> tuple[str, str]:
+    """Give back what was kept for this MAC; fine when nothing was, or the network is gone.
+
+    Returns the bridge and the address, which dnsmasq may still have lent out; empty when nothing was kept.
+    """
     handle = find(connection, network)
     if handle is None:
-        return
-    for reservation in _reservations(_definition(handle)):
+        return "", ""
+    definition = _definition(handle)
+    for reservation in _reservations(definition):
         if reservation.mac == mac:
             _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, reservation)
+            bridge = definition.find("./bridge[@name]")
+            return "" if bridge is None else bridge.attrib["name"], reservation.address
+    return "", ""
 
 
 def rename_reservation(connection: Connection, network: str, *, mac: str, name: str) -> None:
