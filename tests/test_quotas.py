@@ -19,10 +19,11 @@ from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.hostsetup import directories
 from hvctl.hostside import quotas
-from hvctl.instances import disks, enter, lifecycle, query
-from hvctl.model import Record
+from hvctl.instances import convert, disks, enter, lifecycle, query
+from hvctl.instances import create as making
+from hvctl.model import Mode, Record
 from hvctl.units import GIB, MIB
-from tests import sessions, stores, world
+from tests import sessions, stores, tiny, world
 from tests.cli import Ran, call
 
 pytestmark = pytest.mark.guest
@@ -171,9 +172,33 @@ def test_new_layers_are_limited_too(limiting: Host) -> None:
         assert write(limiting, name, 100) <= 64
 
 
+def limit_of(host: Host, record: Record) -> int:
+    """What its file system holds the writable layer to, in bytes."""
+    return quotas.get_limit(host.store.layers, quotas.find_project(host.store.layer(record.layers[-1])))
+
+
+def test_what_was_a_vm_is_held_to_the_size_of_its_disk(limiting: Host) -> None:
+    """And is a VM with a disk of that size again. It has no init: that its start fails comes after the limit."""
+    spec = replace(tiny.make_spec("box", Mode.VM, tiny.publish_root(limiting, "tiny-root")), disk_bytes=64 * MIB)
+    making.create(limiting, making.Request(spec=spec, start=False))
+    assert convert.convert(limiting, convert.Request(name="box", mode=Mode.CONTAINER)).is_changed
+    record = record_of(limiting, "box")
+    assert (record.mode, rootlimits.find(limiting, record)) == (Mode.CONTAINER, 64 * MIB)
+    call(limiting.config, "start", "box", "--wait", "running")
+    assert limit_of(limiting, record) == 64 * MIB
+    call(limiting.config, "stop", "box", "--force")
+    done = call(limiting.config, "disk", "resize", "box", "root", "96M")
+    assert done.status == 0, done
+    assert limit_of(limiting, record) == 96 * MIB
+    assert convert.convert(limiting, convert.Request(name="box", mode=Mode.VM)).is_changed
+    root, *_others = disks.list_disks(limiting, query.get(limiting, "box"))
+    assert root.size_bytes == 96 * MIB
+
+
 def test_a_deleted_one_leaves_no_limit(limiting: Host) -> None:
     assert create(limiting, "box", "--disk", "64M").status == 0
-    project = quotas.find_project(limiting.store.layer(record_of(limiting, "box").layers[-1]))
-    assert quotas.get_limit(limiting.store.layers, project) == 64 * MIB
+    record = record_of(limiting, "box")
+    project = quotas.find_project(limiting.store.layer(record.layers[-1]))
+    assert limit_of(limiting, record) == 64 * MIB
     lifecycle.delete(limiting, "box")
     assert quotas.get_limit(limiting.store.layers, project) == 0
