@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hvctl.errors import HvctlError, Interrupted
+from hvctl.errors import HvctlError, Interrupted, UsageError
 from hvctl.events import Event, Note, Progress, Sink, Stage, StepStarted
 
 if TYPE_CHECKING:
@@ -215,10 +215,40 @@ def output_options(function: Callable[..., T]) -> Callable[..., T]:
     return wrapper
 
 
+class NoCommand(click.UsageError):
+    """A group has no such command; `hint`: what to type instead."""
+
+    def __init__(self, path: str, word: str, commands: Sequence[str], ctx: click.Context) -> None:
+        from hvctl.cli.words import find_meant
+
+        super().__init__(f"there is no command {word!r}", ctx)
+        self.hint = find_meant(path, word, commands)
+
+
+class Group(click.Group):
+    """A group of commands that knows how others call them. Alone it prints its help, and that nothing was done."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(UsageError.code)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if not ctx.resilient_parsing and not word.startswith("-") and self.get_command(ctx, word) is None:
+            raise NoCommand(ctx.command_path, word, self.list_commands(ctx), ctx)
+        return super().resolve_command(ctx, args)
+
+
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+"""What goes with `confirm`."""
+
+
 def confirm(app: App, question: str, *, yes: bool, why: str = "this cannot be undone") -> None:
     """Ask on a terminal; without one `--yes` is required. Raises UsageError, or Interrupted when the answer is no."""
-    from hvctl.errors import UsageError
-
     if yes:
         return
     if app.is_json or not (sys.stdin.isatty() and os.isatty(2)):

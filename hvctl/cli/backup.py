@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hvctl.cli.app import App, confirm, output_options
+from hvctl.cli.app import App, Group, confirm, output_options, yes_option
 from hvctl.cli.parameters import MOUNT, SIZE
 from hvctl.cli.present import format_age
 from hvctl.errors import HvctlError, InvalidSpec, UsageError
@@ -33,7 +33,7 @@ def _repository_options(function: Callable[..., T]) -> Callable[..., T]:
     return repository(password(function))
 
 
-@click.group()
+@click.group(cls=Group)
 def backup() -> None:
     """Back instances up to a directory or a restic repository, verify that, restore them on this host or another.
 
@@ -207,7 +207,7 @@ def restore(app: App, source: str, name: str, repo: str, password_file: str, **o
 @backup.command()
 @click.argument("backups", metavar="NAME@ID...|NAME...", nargs=-1, required=True)
 @click.option("--keep", default="", metavar="daily=7,...", help="Of each NAME: all but those that this keeps.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @_repository_options
 @output_options
 def delete(app: App, backups: tuple[str, ...], keep: str, yes: bool, repo: str, password_file: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hvctl.cli.app import App, confirm, output_options
+from hvctl.cli.app import App, confirm, output_options, yes_option
 from hvctl.cli.present import as_json
 from hvctl.events import Note
 from hvctl.model import Instance, Mode, State
@@ -16,7 +16,7 @@ from hvctl.model import Instance, Mode, State
 @click.option("--keep-source", is_flag=True, help="Keep what it was as a snapshot even after the new one has answered.")
 @click.option("--no-start", is_flag=True, help="Do not start it again if it runs; what it was is kept as a snapshot.")
 @click.option("--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait for ssh.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 def convert(app: App, name: str, mode: str, keep_source: bool, no_start: bool, timeout: float, yes: bool) -> None:
     """Change a VM into a container, or a container into a VM.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvctl.cli.app import App, confirm, output_options
+from hvctl.cli.app import App, Group, confirm, output_options, yes_option
 from hvctl.cli.parameters import SIZE
 from hvctl.errors import UsageError
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Instance, Throttle, VolumeFormat
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("INSTANCE", "DISK", "SIZE", "FORMAT", "SEEN AS", "SERIAL", "SOURCE")
 
 
-@click.group()
+@click.group(cls=Group)
 def disk() -> None:
     """Data disks and volumes, and the size of root disks."""
 
@@ -94,7 +94,7 @@ def add(app: App, instance: str, name: str, volume: str, **options: Any) -> None
 @click.argument("name")
 @click.option("--keep", is_flag=True, help="Keep the volume, for another instance.")
 @click.option("--force", is_flag=True, help="Also when the guest has it mounted: what is not written yet is lost.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 def remove(app: App, instance: str, name: str, keep: bool, force: bool, yes: bool) -> None:
     """Take a disk away, and delete it with all data if it is a volume. Devices and ISO images stay as they are.
@@ -192,7 +192,7 @@ def move(app: App, instance: str, name: str, to: str, new_name: str, target: str
 
 @disk.command()
 @click.argument("volume")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 def delete(app: App, volume: str, yes: bool) -> None:
     """Delete a volume that no instance has, by its name or identifier.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hvctl.cli import imagemake
-from hvctl.cli.app import App, confirm, output_options
+from hvctl.cli.app import App, Group, confirm, output_options, yes_option
 from hvctl.cli.imageview import as_json, as_pairs, as_row
 from hvctl.errors import UsageError
 from hvctl.model import Firmware
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"[a-z][a-z0-9+-]{1,20}:")
 
 
-@click.group()
+@click.group(cls=Group)
 def image() -> None:
     """Build images, bring them from elsewhere, list and delete them: the read-only starting points of instances.
 
@@ -170,7 +170,7 @@ def show(app: App, name: str) -> None:
 
 @image.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 def delete(app: App, names: tuple[str, ...], yes: bool) -> None:
     """Delete images; refused while an instance stands on one.

@@ -118,7 +118,7 @@ def resume(app: App, names: tuple[str, ...]) -> None:
 @click.command()
 @_names
 @click.option("--keep-volumes", is_flag=True, help="Keep their data volumes: hvctl disk list --unattached.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", "--force", "-f", is_flag=True, help="Do not ask.")  # others' users type -f
 @output_options
 def delete(app: App, names: tuple[str, ...], keep_volumes: bool, yes: bool) -> None:
     """Delete instances, running or not, with their disks, volumes, keys and addresses. Images stay.

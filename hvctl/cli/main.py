@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from hvctl import __version__
-from hvctl.cli.app import App
+from hvctl.cli.app import App, Group
 from hvctl.errors import HostError, HvctlError, Interrupted, UsageError
 
 # Command -> (module:attribute, what `hvctl --help` says). A module is imported only when its command is used.
@@ -49,7 +49,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are named in a table and imported when used."""
 
     def __init__(self, *args: Any, table: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
@@ -140,4 +140,4 @@ def _code(error: HvctlError, arguments: list[str]) -> int:
 def _usage_error(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "hvctl"
-    return UsageError(error.format_message().rstrip("."), hint=f"{path} --help")
+    return UsageError(error.format_message().rstrip("."), hint=getattr(error, "hint", f"{path} --help"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hvctl.cli.app import App, confirm, output_options
+from hvctl.cli.app import App, Group, confirm, output_options, yes_option
 from hvctl.cli.present import format_age
 from hvctl.model import Wait
 from hvctl.units import format_size
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hvctl.model import Record, Snapshot
 
 
-@click.group()
+@click.group(cls=Group)
 def snapshot() -> None:
     """Keep what an instance is at a moment, go back to it, branch from it. The same for VMs and containers.
 
@@ -93,7 +93,7 @@ def show(app: App, name: str, snap: str) -> None:
 @click.argument("snap")
 @click.option("--force", is_flag=True, help="End it if it runs, like pulling the plug, and start it again afterwards.")
 @click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 def revert(app: App, name: str, snap: str, force: bool, wait: str, yes: bool) -> None:
     """Go back to a snapshot; what changed since is lost, all snapshots stay.
@@ -118,7 +118,7 @@ def revert(app: App, name: str, snap: str, force: bool, wait: str, yes: bool) ->
 @snapshot.command()
 @click.argument("name")
 @click.argument("snaps", metavar="SNAP...", nargs=-1, required=True)
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 def delete(app: App, name: str, snaps: tuple[str, ...], yes: bool) -> None:
     """Delete snapshots, in any order. What other snapshots or copies stand on stays until nobody does.

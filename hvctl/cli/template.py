@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hvctl.cli.app import App, output_options
+from hvctl.cli.app import App, Group, output_options
 from hvctl.cli.parameters import PAIR
 from hvctl.model import Mode
 
@@ -12,7 +12,7 @@ _mode = click.option("--mode", type=click.Choice([mode.value for mode in Mode]),
 _set = click.option("--set", "variables", metavar="K=V", type=PAIR, multiple=True, help="A value for vars.K.")
 
 
-@click.group()
+@click.group(cls=Group)
 def template() -> None:
     """List, show, check and render templates: the Jinja files that domains are made from.
 

@@ -1,0 +1,73 @@
+"""What users of other tools type gets a hint that can be typed; a group alone prints its help."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from hvctl.cli.main import hvctl
+from hvctl.cli.words import MEANT
+from hvctl.config import Config
+from tests.cli import call
+
+
+def commands_below(path: str) -> Iterator[str]:
+    """The commands of a group, named by its path."""
+    group: click.Command | None = hvctl
+    for word in path.split()[1:]:
+        assert isinstance(group, click.Group)
+        group = group.get_command(click.Context(group), word)
+    assert isinstance(group, click.Group)
+    yield from group.list_commands(click.Context(group))
+
+
+def find_command(words: str) -> click.Command:
+    """The command that a line begins with; its options must be that command's."""
+    command: click.Command = hvctl
+    for word in shlex.split(words):
+        if word.startswith("-"):
+            assert any(word in parameter.opts for parameter in command.params), words
+            continue
+        assert isinstance(command, click.Group), words
+        found = command.get_command(click.Context(command), word)
+        assert found is not None, words
+        command = found
+    return command
+
+
+@pytest.mark.parametrize("path", MEANT)
+def test_others_words_are_none_of_ours_and_mean_what_there_is(path: str) -> None:
+    assert set(commands_below(path)).isdisjoint(MEANT[path])
+    for line in MEANT[path].values():
+        for words in line.split(", or: "):
+            assert find_command(words.removeprefix("hvctl ")) is not hvctl
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("ls", "hvctl list"),
+        ("kill web", "hvctl stop --force"),
+        ("snapshot create web one", "hvctl snapshot take"),
+        ("image rm x", "hvctl image delete"),
+        ("creat web", "hvctl create"),
+        ("template lst", "hvctl template list"),
+        ("host doktor", "hvctl host doctor"),
+        ("frobnicate", "hvctl --help"),
+        ("disk frobnicate", "hvctl disk --help"),
+    ],
+)
+def test_a_command_that_is_not_there_gets_the_one_that_was_meant(settings: Config, line: str, hint: str) -> None:
+    done = call(settings, *line.split())
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("hvctl: there is no command ") and done.err.endswith(f"; next: {hint}\n")
+
+
+@pytest.mark.parametrize("line", ["", "image", "host"])
+def test_a_group_alone_prints_its_help_and_has_done_nothing(settings: Config, line: str) -> None:
+    done = call(settings, *line.split())
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"Usage: {' '.join(['hvctl', *line.split()])} [OPTIONS] COMMAND")
