@@ -109,7 +109,7 @@ def test_a_disk_never_shrinks(settings: Config, mode: Mode, stopped: Instance) -
 
 
 @pytest.mark.apart
-@pytest.mark.only_mode(Mode.VM, "roots of containers have no size")
+@pytest.mark.only_mode(Mode.VM, "a container has a limit and no disk: test_quotas.py")
 def test_the_root_of_a_stopped_vm_grows(host: Host, settings: Config, mode: Mode, stopped: Instance) -> None:
     disk(settings, "resize", "off", "root", "2G")
     path = host.store.layer_disk(stopped.record.layers[-1])
