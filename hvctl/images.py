@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hvctl import metadata
 from hvctl.errors import HvctlError, NotFound, WrongState
@@ -14,16 +15,17 @@ from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image
-from hvctl.rootfs import containerfile, fetch, made, published, sources
-from hvctl.rootfs.containerfile import Recipe
+from hvctl.rootfs import fetch, made, published, sources
 from hvctl.rootfs.request import BuildRequest, parse_request
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import format_size
 
+if TYPE_CHECKING:
+    from hvctl.rootfs.containerfile import Recipe
+
 __all__ = [
     "BuildRequest",
     "Listed",
-    "Recipe",
     "Wanted",
     "bring",
     "build",
@@ -77,6 +79,8 @@ def build_recipe(host: Host, recipe: Recipe, events: Sink = ignore) -> Image:
     """Build an image from a Containerfile and give it its name. Raises as `containerfile.build`."""
     host.require_root("image build")
     published.check_tag(recipe.name)
+    from hvctl.rootfs import containerfile  # here: nothing else needs what it needs
+
     image = containerfile.build(host, recipe, events)
     with contextlib.suppress(HvctlError):  # the image is there; an old one can go another time
         prune(host)
@@ -162,9 +166,14 @@ def users_of(host: Host, image_id: str) -> tuple[str, ...]:
 
 
 def find_unused(host: Host) -> tuple[str, ...]:
-    """The identifiers of images that have no name any more and no user. Raises HostError unless both drivers answered."""
-    named, users = _named_ids(host), _users_by_image(host)
-    return tuple(id_ for id_ in published.list_ids(host) if id_ not in named and id_ not in users)
+    """The identifiers of images that have no name any more and no user.
+
+    Raises HostError unless both of libvirt's drivers answered for those without a name.
+    """
+    named = _named_ids(host)
+    nameless = [id_ for id_ in published.list_ids(host) if id_ not in named]
+    users = _users_by_image(host) if nameless else {}  # mostly there are none, and libvirt need not be asked
+    return tuple(id_ for id_ in nameless if id_ not in users)
 
 
 def tidy(host: Host, *, dry_run: bool = False) -> tuple[str, ...]:
@@ -182,7 +191,7 @@ def tidy(host: Host, *, dry_run: bool = False) -> tuple[str, ...]:
 def prune(host: Host) -> tuple[str, ...]:
     """Remove images that have no name any more and no user; their identifiers.
 
-    Raises HostError unless both of libvirt's drivers answered.
+    Raises HostError unless both of libvirt's drivers answered for those without a name.
     """
     call = host.shell.call
     with published.changing(host):
@@ -202,11 +211,10 @@ def _describe_size(host: Host, image_id: str) -> str:
 def _finish_going(host: Host) -> tuple[str, ...]:
     """Remove what was moved out of reach, now or before a crash, and has no user; put the rest back."""
     call = host.shell.call
-    users, gone = _users_by_image(host), []
-    for name in call(files.list_names, host.store.images):
+    going = [name for name in call(files.list_names, host.store.images) if name.startswith(_GOING)]
+    users, gone = _users_by_image(host) if going else {}, []
+    for name in going:
         image_id = name.removeprefix(_GOING)
-        if image_id == name:
-            continue
         if image_id in users and not call(files.exists, host.store.image(image_id)):
             call(files.publish, host.store.images / name, host.store.image(image_id))
         else:

@@ -110,6 +110,13 @@ def test_daily_commands_import_nothing_that_few_need() -> None:
     assert set(dear.split()) & set(done.stdout.split()) == set()
 
 
+def test_importing_and_listing_images_needs_no_web() -> None:
+    """TLS, HTTP and what they stand on cost 25 ms; Containerfiles need most of what applications do."""
+    script = "import sys, hvctl.images, hvctl.rootfs.imported; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert {"ssl", "http.client", "urllib.request", "hvctl.rootfs.containerfile"} & set(done.stdout.split()) == set()
+
+
 def test_libvirts_hook_imports_nothing_that_it_can_do_without() -> None:
     """Every start waits for it: `dataclasses` alone, which imports `inspect`, costs 8 ms."""
     modules = "confine daemons files filters hook roots"

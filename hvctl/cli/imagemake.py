@@ -50,7 +50,9 @@ def build(app: App, what: str, file: str, name: str, **options: Any) -> None:
     with app.progress() as events:
         if is_recipe:
             paths = [Path(os.path.abspath(path)) for path in (file, what)]
-            recipe = images.Recipe(name=name, file=paths[0], context=paths[1], has_network=network == "host")
+            from hvctl.rootfs.containerfile import Recipe
+
+            recipe = Recipe(name=name, file=paths[0], context=paths[1], has_network=network == "host")
             built = images.build_recipe(app.host, recipe, events)
         else:
             sizes = {"disk_bytes": options["disk"]} if options["disk"] is not None else {}

@@ -7,32 +7,29 @@ another, everything is fetched anew. Proxies are taken from the environment (`ht
 
 from __future__ import annotations
 
-import contextlib
-import email.message
 import errno
 import hashlib
-import http.client
+import http
 import json
 import os
 import re
-import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hvctl.hostside import files
+
+if TYPE_CHECKING:
+    import email.message
 
 _CHUNK_BYTES = 256 * 1024
 _TRIES = 4
 _PAUSE_S = 0.5
 # Slower than this for two stall times is as good as not coming.
 _LEAST_BYTES_PER_S = 512
-_MOST_REDIRECTS = 10
 _ADDRESS = re.compile(r"https?://[!-~]{1,2000}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18})", re.ASCII)
 
@@ -165,11 +162,13 @@ class _Download:
         validator = self._read_validator() if self.received.size_bytes else ""
         if not validator:
             self._start_over()
-        request = urllib.request.Request(self.transfer.address, headers=self._headers(validator))
-        with _translated(self.transfer.stall_s):
+        # Here: TLS and HTTP cost 25 ms, and who lists or imports files has no use for them.
+        from hvctl.hostside import web
+
+        with web.translated(self.transfer.stall_s):
             try:
-                answer = _opener().open(request, timeout=self.transfer.stall_s)
-            except urllib.error.HTTPError as error:
+                answer = web.ask(self.transfer.address, self._headers(validator), timeout_s=self.transfer.stall_s)
+            except web.HTTPError as error:
                 if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and validator:
                     if _parse_range(error.headers)[1] == self.received.size_bytes:
                         return  # it was whole already
@@ -241,79 +240,6 @@ class _Download:
         validator = tag if tag.startswith('"') else str(headers.get("Last-Modified") or "")
         noted = {"address": self.transfer.address, "validator": validator}
         files.write_file(self.transfer.notes, json.dumps(noted).encode(), 0o600)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To https, or within the same scheme; nowhere else."""
-
-    max_redirections = _MOST_REDIRECTS
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        _check_redirect(req.full_url, newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-    def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        """The base class has an opinion of its own on schemes, and a less clear one: ours comes first."""
-        target = headers.get("Location") or headers.get("URI") or ""
-        _check_redirect(req.full_url, urllib.parse.urljoin(req.full_url, target))
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-def _check_redirect(source: str, target: str) -> None:
-    try:
-        check_address(target)
-    except Refused as error:
-        raise Refused(f"the server sends us on to {target[:200]!r}, and {error}") from error
-    if source.startswith("https:") and not target.startswith("https:"):
-        raise Refused(f"the server sends us on from https to {target[:200]!r}, which anybody on the way could change")
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """For web servers alone: none of urllib's handlers for files, FTP or data."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=ssl.create_default_context()),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-@contextlib.contextmanager
-def _translated(stall_s: float) -> Iterator[None]:
-    """What urllib, http.client and ssl raise, as a DownloadError."""
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _explain_status(error) from error
-    except urllib.error.URLError as error:
-        reason = error.reason
-        if isinstance(reason, TimeoutError):
-            raise Stalled(f"the server did not answer within {stall_s:g} s") from error
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise Refused(f"the server's certificate is not valid: {reason.verify_message}") from error
-        raise Broken(str(getattr(reason, "strerror", None) or reason)) from error
-    except TimeoutError as error:
-        raise Stalled(f"the server sent nothing for {stall_s:g} s") from error
-    except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
-        raise Broken(f"the connection broke: {error or type(error).__name__}") from error
-
-
-def _explain_status(error: urllib.error.HTTPError) -> DownloadError:
-    words = f"the server answers {error.code} {error.reason}"
-    if error.code in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
-        return Missing(words)
-    may_pass = error.code >= 500 or error.code in (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.REQUEST_TIMEOUT)
-    return Broken(words) if may_pass else Refused(words)
 
 
 def _parse_range(headers: email.message.Message) -> tuple[int, int]:

@@ -89,9 +89,10 @@ def admitting(guest: Guest) -> Iterator[None]:
             assert process.stdin
             process.stdin.write(render(guests(), subnets()))
             process.stdin.close()
+            process.stdin = None
             yield
-            assert process.stderr
-            _check(process.wait(timeout=_TIMEOUT_S), process.stderr.read())
+            _out, said = process.communicate(timeout=_TIMEOUT_S)  # not `wait`, which looks every few milliseconds
+            _check(process.returncode, said)
 
 
 def dismiss(guest: Guest) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,4 +204,4 @@ def _local_path(address: str) -> Path:
     parts = urllib.parse.urlsplit(address)
     if parts.netloc not in ("", "localhost"):
         raise InvalidSpec(f"{address[:200]!r} is a file of another machine", hint="file:///PATH, or its https address")
-    return Path(urllib.request.url2pathname(parts.path))
+    return Path(urllib.parse.unquote(parts.path))
