@@ -107,6 +107,16 @@ def test_a_pipe_gets_the_table_without_colour(bare: Host, capsys: pytest.Capture
     assert "\x1b" not in printed
 
 
+def test_a_dnsmasq_that_cannot_be_told_to_forget_is_warned_of(
+    bare: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert find(bare, "dnsmasq").verdict is Verdict.OK
+    (tmp_path / "dnsmasq").symlink_to("/usr/sbin/dnsmasq")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = find(bare, "dnsmasq")
+    assert (finding.verdict, finding.fix) == (Verdict.WARNING, "apt-get install dnsmasq-utils")
+
+
 @pytest.mark.parametrize("name", ["qemu", "accelerator"])
 def test_a_program_that_is_missing_is_named(
     bare: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str

@@ -74,9 +74,16 @@ def judge_routes(found: survey.NetworkFacts, routes: tuple[Route, ...]) -> Outco
 
 @check("dnsmasq", is_vital=True)
 def dnsmasq(host: Host) -> Outcome:
-    """libvirt can give out addresses: its networks need dnsmasq."""
+    """libvirt can give out addresses: its networks need dnsmasq. And they are given back."""
     path = host.shell.call(machine.find_program, ("dnsmasq", "/usr/sbin/dnsmasq"))
-    return ok(path) if path else failed("'dnsmasq' is not installed on this host", fix="apt-get install dnsmasq-base")
+    if not path:
+        return failed("'dnsmasq' is not installed on this host", fix="apt-get install dnsmasq-base")
+    if not host.shell.call(machine.find_program, ("dhcp_release",)):
+        return warning(
+            "'dhcp_release' is not installed: dnsmasq keeps the leases of deleted instances for five minutes",
+            fix="apt-get install dnsmasq-utils",
+        )
+    return ok(path)
 
 
 @check("forwarding", needs_libvirt=True)
