@@ -65,6 +65,7 @@ REFUSED: tuple[tuple[Mode | None, str, int, str], ...] = (
     (None, "move off nosuch off", 2, "already"),
     (None, "resize off nosuch 1G", 3, "disk list off"),
     (None, "delete nosuch --yes", 3, "disk list --unattached"),
+    (VM, "resize off root none", 7, "without a size"),
     (VM, "add off d", 7, "--size"),
     (VM, "add off d --size 1024P", 7, "not possible"),
     (VM, "add off d --size 1G --target /srv/d", 6, "host features"),

@@ -172,6 +172,17 @@ def test_new_layers_are_limited_too(limiting: Host) -> None:
         assert write(limiting, name, 100) <= 64
 
 
+def test_a_limit_can_be_taken_away(limiting: Host) -> None:
+    settings = limiting.config
+    assert create(limiting, "box", "--disk", "64M").status == 0
+    done = call(settings, "disk", "resize", "box", "root", "none")
+    assert (done.status, done.out) == (0, "box: root has no limit\n"), done
+    assert write(limiting, "box", 100) == 100
+    assert call(settings, "restart", "box", "--force").status == 0
+    assert size_inside(limiting, "box") > GIB
+    assert rootlimits.find(limiting, record_of(limiting, "box")) == 0
+
+
 def limit_of(host: Host, record: Record) -> int:
     """What its file system holds the writable layer to, in bytes."""
     return quotas.get_limit(host.store.layers, quotas.find_project(host.store.layer(record.layers[-1])))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hvctl.cli.app import App, Group, confirm, output_options, yes_option
-from hvctl.cli.parameters import SIZE
+from hvctl.cli.parameters import LIMIT, SIZE
 from hvctl.errors import UsageError
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Instance, Throttle, VolumeFormat
 from hvctl.units import format_size
@@ -118,12 +118,12 @@ def remove(app: App, instance: str, name: str, keep: bool, force: bool, yes: boo
 @disk.command()
 @click.argument("instance")
 @click.argument("name")
-@click.argument("size", type=SIZE)
+@click.argument("size", type=LIMIT)
 @output_options
 def resize(app: App, instance: str, name: str, size: int) -> None:
     """Make a disk larger; NAME `root` is the root, whose file system grows too (in images that hvctl builds).
 
-    Of a container `root` is what it may write to its root: more or less than before, or a first limit.
+    Of a container `root` is what it may write to its root: more or less than before, a first limit, or `none`.
 
     Example: hvctl disk resize web root 40G
     """
@@ -133,9 +133,10 @@ def resize(app: App, instance: str, name: str, size: int) -> None:
         grown = disks.resize(app.host, instance, name, size, events)
 
     def for_people() -> None:
-        text = f"{instance}: {name} has {format_size(grown.size_bytes)}" + ("" if grown.has_changed else " already")
+        has = format_size(grown.size_bytes) if grown.size_bytes else "no limit"
+        text = f"{instance}: {name} has {has}" + ("" if grown.has_changed else " already")
         if grown.is_grown_inside:
-            text += ", and so has the file system in it"
+            text += ", and so has the file system in it" if grown.size_bytes else ""
         elif grown.disk is None:
             text += "; the file system in it grows at the next boot, if it is an image of hvctl's"
         else:

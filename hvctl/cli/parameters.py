@@ -37,6 +37,15 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
         return key, text
 
 
+class Limit(Size):
+    """A size, or `none`, which is 0."""
+
+    name = "size|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value == "none" else super().convert(value, param, ctx)
+
+
 class Variable(click.ParamType):  # type: ignore[type-arg]
     """`K=V` for an environment, K whatever has no `=`, as a pair; `K` alone takes the caller's value."""
 
@@ -82,8 +91,9 @@ class WithCommand(click.Command):
 
 
 SIZE = Size()
+LIMIT = Limit()
 PAIR = Pair()
 VARIABLE = Variable()
 MOUNT = SharedDirectory()
 
-__all__ = ["MOUNT", "PAIR", "SIZE", "VARIABLE", "WithCommand"]
+__all__ = ["LIMIT", "MOUNT", "PAIR", "SIZE", "VARIABLE", "WithCommand"]

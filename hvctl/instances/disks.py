@@ -167,9 +167,9 @@ def list_disks(host: Host, instance: Instance) -> tuple[DataDisk, ...]:
 def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink = ignore) -> Grown:
     """Make a disk (`root`: the root) larger, and where the guest is one of ours the file system in it.
 
-    The root of a container has a limit, which may also be lower than before. Raises InvalidSpec for a smaller size, or
-    one that what is there does not fit into, Unsupported for what has no size or is not ours, GuestFailed when only the disk
-    could grow.
+    The root of a container has a limit, which may also be lower than before, or 0: none. Raises InvalidSpec for a smaller
+    size, or one that what is there does not fit into, Unsupported for what has no size or is not ours, GuestFailed when
+    only the disk could grow.
     """
     host.require_root("disk resize")
     size_bytes = _round_up(size_bytes)
@@ -179,6 +179,10 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
         work = get_backend(record.mode).disks
         disk = diskeffects.find_disk(record, disk_name)
         _check_can_change(instance)
+        if not size_bytes and not (disk is None and work.shrinks_roots):
+            raise InvalidSpec(
+                f"{disk_name!r} of {name!r} cannot be without a size", hint="the root of a container can: give a size"
+            )
         work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
         now_bytes = work.get_root_size(host, record) if disk is None else disk.size_bytes
         if size_bytes < now_bytes and not (disk is None and work.shrinks_roots):
