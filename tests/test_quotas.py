@@ -189,7 +189,7 @@ def limit_of(host: Host, record: Record) -> int:
 
 
 def test_what_was_a_vm_is_held_to_the_size_of_its_disk(limiting: Host) -> None:
-    """And is a VM with a disk of that size again. It has no init: that its start fails comes after the limit."""
+    """And is a VM with a disk of that size again (one of less than 1 GiB would grow). It has no init: that its start fails comes after the limit."""
     spec = replace(tiny.make_spec("box", Mode.VM, tiny.publish_root(limiting, "tiny-root")), disk_bytes=64 * MIB)
     making.create(limiting, making.Request(spec=spec, start=False))
     assert convert.convert(limiting, convert.Request(name="box", mode=Mode.CONTAINER)).is_changed
@@ -198,12 +198,12 @@ def test_what_was_a_vm_is_held_to_the_size_of_its_disk(limiting: Host) -> None:
     call(limiting.config, "start", "box", "--wait", "running")
     assert limit_of(limiting, record) == 64 * MIB
     call(limiting.config, "stop", "box", "--force")
-    done = call(limiting.config, "disk", "resize", "box", "root", "96M")
+    done = call(limiting.config, "disk", "resize", "box", "root", "1536M")
     assert done.status == 0, done
-    assert limit_of(limiting, record) == 96 * MIB
+    assert limit_of(limiting, record) == 1536 * MIB
     assert convert.convert(limiting, convert.Request(name="box", mode=Mode.VM)).is_changed
     root, *_others = disks.list_disks(limiting, query.get(limiting, "box"))
-    assert root.size_bytes == 96 * MIB
+    assert root.size_bytes == 1536 * MIB
 
 
 def test_a_deleted_one_leaves_no_limit(limiting: Host) -> None:
