@@ -189,7 +189,7 @@ def limit_of(host: Host, record: Record) -> int:
 
 
 def test_what_was_a_vm_is_held_to_the_size_of_its_disk(limiting: Host) -> None:
-    """And is a VM with a disk of that size again (one of less than 1 GiB would grow). It has no init: that its start fails comes after the limit."""
+    """And is a VM with a disk of that size again; one of less than 1 GiB would grow. It has no init: its start fails later."""
     spec = replace(tiny.make_spec("box", Mode.VM, tiny.publish_root(limiting, "tiny-root")), disk_bytes=64 * MIB)
     making.create(limiting, making.Request(spec=spec, start=False))
     assert convert.convert(limiting, convert.Request(name="box", mode=Mode.CONTAINER)).is_changed
