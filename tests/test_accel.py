@@ -247,7 +247,7 @@ def time_kvm_without_qemu() -> float | None:
 
 
 AS_NOBODY = """
-import os
+import os, shutil  # shutil: the interpreter may lie where nobody can read any more what is imported late
 from pathlib import Path
 from hvctl import accel
 from hvctl.config import Config
