@@ -66,6 +66,11 @@ def test_a_command_that_is_not_there_gets_the_one_that_was_meant(settings: Confi
     assert done.err.startswith("hvctl: there is no command ") and done.err.endswith(f"; next: {hint}\n")
 
 
+@pytest.mark.parametrize("line", ["delete -y --yes -f --force", "image delete -y --yes", "snapshot delete -y --yes"])
+def test_deleting_without_a_question_is_said_as_elsewhere(line: str) -> None:
+    assert find_command(line).name == "delete"
+
+
 @pytest.mark.parametrize("line", ["", "image", "host"])
 def test_a_group_alone_prints_its_help_and_has_done_nothing(settings: Config, line: str) -> None:
     done = call(settings, *line.split())

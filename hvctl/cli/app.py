@@ -218,11 +218,9 @@ def output_options(function: Callable[..., T]) -> Callable[..., T]:
 class NoCommand(click.UsageError):
     """A group has no such command; `hint`: what to type instead."""
 
-    def __init__(self, path: str, word: str, commands: Sequence[str], ctx: click.Context) -> None:
-        from hvctl.cli.words import find_meant
-
+    def __init__(self, word: str, hint: str, ctx: click.Context) -> None:
         super().__init__(f"there is no command {word!r}", ctx)
-        self.hint = find_meant(path, word, commands)
+        self.hint = hint
 
 
 class Group(click.Group):
@@ -239,7 +237,9 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if not ctx.resilient_parsing and not word.startswith("-") and self.get_command(ctx, word) is None:
-            raise NoCommand(ctx.command_path, word, self.list_commands(ctx), ctx)
+            from hvctl.cli.words import find_meant
+
+            raise NoCommand(word, find_meant(ctx.command_path, word, self.list_commands(ctx)), ctx)
         return super().resolve_command(ctx, args)
 
 

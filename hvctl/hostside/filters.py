@@ -89,7 +89,7 @@ def admitting(guest: Guest) -> Iterator[None]:
             assert process.stdin
             process.stdin.write(render(guests(), subnets()))
             process.stdin.close()
-            process.stdin = None
+            process.stdin = None  # `communicate` would flush it
             yield
             _out, said = process.communicate(timeout=_TIMEOUT_S)  # not `wait`, which looks every few milliseconds
             _check(process.returncode, said)

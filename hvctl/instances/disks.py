@@ -179,13 +179,14 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
         work = get_backend(record.mode).disks
         disk = diskeffects.find_disk(record, disk_name)
         _check_can_change(instance)
-        if not size_bytes and not (disk is None and work.shrinks_roots):
+        may_shrink = disk is None and work.shrinks_roots
+        if not size_bytes and not may_shrink:
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} cannot be without a size", hint="the root of a container can: give a size"
             )
         work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
         now_bytes = work.get_root_size(host, record) if disk is None else disk.size_bytes
-        if size_bytes < now_bytes and not (disk is None and work.shrinks_roots):
+        if size_bytes < now_bytes and not may_shrink:
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} has {format_size(now_bytes)}, and a disk cannot shrink: what lies beyond "
                 "the end would be lost",

@@ -56,9 +56,9 @@ def get(host: Host, name: str) -> Instance:
 
 
 def refresh(host: Host, record: Record) -> Instance:
-    """The instance that has this record, as it is now; cheaper than `get`. Raises NotFound when it has gone."""
+    """The instance that has this record, as it lives now; cheaper than `get`. Raises NotFound when it has gone."""
     listed = domains.describe(domains.get(host.connection(record.mode), record.uuid))
-    return Instance(record=metadata.find(listed.xml) or record, live=listed.live)
+    return Instance(record=record, live=listed.live)
 
 
 def check_is_system(record: Record, *, hint: str) -> None:

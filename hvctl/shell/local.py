@@ -123,7 +123,9 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:
     """As its own `wait`, which looks every 50 ms whether it has ended, but woken by its end. Raises TimeoutExpired."""
     handle = os.pidfd_open(process.pid)
     try:
-        if not select.select([handle], [], [], timeout_s)[0]:
+        ended = select.poll()  # not select(2), which knows no descriptor above 1023
+        ended.register(handle, select.POLLIN)
+        if not ended.poll(timeout_s * 1000):
             raise subprocess.TimeoutExpired(process.args, timeout_s)
     finally:
         os.close(handle)
