@@ -15,11 +15,12 @@ template_folders = ["~/hvctl-templates"]
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from hvctl.errors import InvalidSpec
+from hvctl.values import dataclass
 
 SYSTEM_FILE = Path("/etc/hvctl/config.toml")
 

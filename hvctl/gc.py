@@ -6,7 +6,6 @@ and kept unless `orphans` is said: an unloadable driver must never turn data int
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl import images, operation
@@ -18,6 +17,7 @@ from hvctl.instances import claim, compact, layers, lifecycle, query, snapshots,
 from hvctl.instances.recovery import settle
 from hvctl.model import Instance, Record, Snapshot
 from hvctl.rootfs import building, fetch
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ import base64
 import binascii
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hvctl.errors import InvalidSpec
+from hvctl.values import dataclass
 
 # A DNS label (RFC 1123) in lower case that begins with a letter: it is a host name, a file name and an XML text.
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -21,6 +22,7 @@ _KEY_TYPES = (
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
+_PRIVATE_MAGIC = b"openssh-key-v1\0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +48,6 @@ def new_mac() -> str:
     return ":".join(f"{byte:02x}" for byte in (0x52, *os.urandom(5)))
 
 
-def new_key_pair() -> KeyPair:
-    """A fresh ed25519 key pair without a passphrase."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-
-    key = Ed25519PrivateKey.generate()
-    return KeyPair(
-        private=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
-        public=key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode(),
-    )
-
-
 def check_public_key(line: str) -> str:
     """One public key line as it goes into authorized_keys: `TYPE BASE64 [COMMENT]`, without options.
 
@@ -79,8 +69,20 @@ def check_public_key(line: str) -> str:
 
 
 def public_of(private: bytes) -> str:
-    """The public line of a private OpenSSH key without a passphrase."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+    """The public line of an ed25519 key in OpenSSH's private format, where it stands in the clear (its PROTOCOL.key).
 
-    key = load_ssh_private_key(private, password=None)
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    Raises InvalidSpec for anything else.
+    """
+    try:
+        data = base64.b64decode(b"".join(line for line in private.splitlines() if not line.startswith(b"-----")))
+    except binascii.Error:
+        data = b""
+    at = len(_PRIVATE_MAGIC)
+    for _field in ("cipher", "key derivation", "its parameters"):
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    at += 4  # how many keys follow: one
+    length = int.from_bytes(data[at : at + 4], "big")
+    public = base64.b64encode(data[at + 4 : at + 4 + length]).decode()
+    if not data.startswith(_PRIVATE_MAGIC) or not length:
+        raise InvalidSpec("this is no private ssh key", hint="make one: ssh-keygen -t ed25519")
+    return check_public_key(f"ssh-ed25519 {public}")

@@ -6,7 +6,6 @@ A name is a tag, one file with an identifier; the image itself lies under its id
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hvctl import metadata
@@ -19,6 +18,7 @@ from hvctl.rootfs import fetch, made, published, sources
 from hvctl.rootfs.request import BuildRequest, parse_request
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import format_size
+from hvctl.values import dataclass
 
 if TYPE_CHECKING:
     from hvctl.rootfs.containerfile import Recipe

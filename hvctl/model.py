@@ -5,10 +5,12 @@ Nothing here reads or changes anything; every other module speaks in these.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
+
+from hvctl.values import dataclass
 
 
 class Mode(StrEnum):

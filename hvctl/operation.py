@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hvctl import metadata
@@ -24,6 +24,7 @@ from hvctl.errors import HvctlError, Interrupted
 from hvctl.events import Sink, StepStarted, ignore
 from hvctl.host import Host
 from hvctl.model import PendingOperation, Record
+from hvctl.values import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hvctl import identity
@@ -23,6 +23,7 @@ from hvctl.instances import claim, create, effects, enter, lifecycle, query
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Instance, Wait
 from hvctl.rootfs import application, published
+from hvctl.values import dataclass
 
 _ASK_AGAIN_S = 1.0
 _POLL_S = 0.02

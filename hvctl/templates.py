@@ -6,19 +6,15 @@ around whole elements. Values are escaped always, unknown names are errors, so a
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from hvctl import rendering
 from hvctl.errors import InvalidSpec, NotFound
 from hvctl.model import Mode
-
-if TYPE_CHECKING:
-    import jinja2
+from hvctl.values import dataclass
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 _LIMIT_BYTES = 256 * 1024
@@ -86,26 +82,28 @@ def list_templates(folders: Sequence[Path]) -> tuple[Template, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
+def begin(mode: Mode) -> None:
+    """Get ready to render the default template of a mode, beside what comes next."""
+    rendering.begin(_read(builtin_folder() / mode / "default.xml"))
+
+
 def render(template: Template, values: Mapping[str, object], variables: Mapping[str, str]) -> str:
     """The domain's XML. `values` are hvctl's own, `variables` what the user set (`vars.K` in the template).
 
     Raises InvalidSpec when the template is not well-formed before or after, uses an unknown name, or a value has
     control characters.
     """
-    import jinja2
-
     check_values(values)
     check_values(variables)
     check_well_formed(template)
     source = _read(template.path)
     try:
-        text = _compile(source).render(**values, vars=dict(variables))
-    except jinja2.UndefinedError as error:
-        raise InvalidSpec(
-            f"template {template.name!r} uses a name that has no value: {error.message}",
-            hint=_undefined_hint(str(error.message)),
-        ) from error
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        text = rendering.render(source, {**values, "vars": dict(variables)})
+    except rendering.RenderError as error:
+        if error.is_undefined:
+            raise InvalidSpec(
+                f"template {template.name!r} uses a name that has no value: {error}", hint=_undefined_hint(str(error))
+            ) from error
         raise InvalidSpec(
             f"template {template.name!r} cannot be rendered: {error}", hint=f"edit {template.path}"
         ) from error
@@ -143,21 +141,6 @@ def _texts(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         for item in items:
             for part in item if isinstance(item, tuple | list) else (item,):
                 yield name, str(part)
-
-
-@functools.cache
-def _compile(source: str) -> jinja2.Template:
-    """Compiled once in a process: `create` renders to check, and again with the address."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.from_string(source)
 
 
 def _tidy(text: str, template: Template) -> str:

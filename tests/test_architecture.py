@@ -16,8 +16,8 @@ PACKAGE = Path(hvctl.__file__).parent
 
 # Module (or package) directly below hvctl -> its layer. README.md, "How the code is cut", says what each is for.
 LAYERS = {
-    "__init__": 0, "errors": 0, "units": 0,
-    "model": 1, "events": 1, "store": 1,
+    "__init__": 0, "errors": 0, "units": 0, "values": 0,
+    "model": 1, "events": 1, "store": 1, "rendering": 1,
     "config": 2, "templates": 2, "metadata": 2, "identity": 2, "seed": 2, "sshclient": 2, "shell": 2, "hostside": 2,
     "libvirtapi": 3,
     "host": 4, "operation": 4,
@@ -35,9 +35,8 @@ HOMES = {
     "libvirt_lxc": ("libvirtapi",),
     "click": ("cli",),
     "rich": ("cli",),
-    "jinja2": ("templates",),
+    "jinja2": ("rendering",),
     "paramiko": ("sshclient",),
-    "cryptography": ("identity",),
     "pycdlib": ("seed",),
 }
 
@@ -62,6 +61,15 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"hvctl.{alias.name}"
             if node.module and node.module != "hvctl":
                 yield node.lineno, node.module
+
+
+def names_from(module: str, path: Path) -> Iterator[str]:
+    """`module.name` of everything that is taken from a module, by `from` or as its attribute."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == module:
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module:
+            yield f"{module}.{node.attr}"
 
 
 def problems_of(path: Path) -> list[str]:
@@ -100,6 +108,11 @@ def test_a_module_imports_only_from_below(path: Path) -> None:
     assert problems_of(path) == []
 
 
+def test_dataclasses_are_those_that_cost_nothing_to_import() -> None:
+    users = [path for path in modules() if path.name != "values.py"]
+    assert [path for path in users if "dataclasses.dataclass" in names_from("dataclasses", path)] == []
+
+
 def test_daily_commands_import_nothing_that_few_need() -> None:
     """`create`, `start`, `exec`, `list`, as far as the first call of libvirt: each of these costs 2 to 20 ms."""
     modules = "cli.create instances.create instances.enter backends.container backends.vm config access.keys"
@@ -123,14 +136,15 @@ def test_libvirts_hook_imports_nothing_that_it_can_do_without() -> None:
     script = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
     script += "\n".join(f"import hvctl.hostside.{name}" for name in modules.split()) + "\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, timeout=60, check=True)
-    assert {"dataclasses", "inspect", "shutil", "typing"} & set(done.stdout.split()) == set()
+    dear = {"dataclasses", "inspect", "shutil", "subprocess", "threading", "typing"}
+    assert dear & set(done.stdout.split()) == set()
 
 
 def test_hostside_needs_only_the_standard_library() -> None:
-    """And where things lie in the store, which goes with it wherever it is installed."""
-    for path in [*(PACKAGE / "hostside").rglob("*.py"), PACKAGE / "store.py"]:
+    """And where things lie in the store, and `dataclass`, which go with it wherever it is installed."""
+    for path in [*(PACKAGE / "hostside").rglob("*.py"), PACKAGE / "store.py", PACKAGE / "values.py"]:
         for line, name in imports_of(path):
-            is_ours = name.startswith(("hvctl.hostside", "hvctl.store"))
+            is_ours = name.startswith(("hvctl.hostside", "hvctl.store", "hvctl.values"))
             assert name.split(".")[0] != "hvctl" or is_ours, f"{path}:{line} imports {name}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvctl import config, identity
+from hvctl.access import keys
 from hvctl.errors import InvalidSpec
 from hvctl.units import GIB, MIB, format_duration, format_size, parse_size
 from tests.payloads import PAYLOADS
@@ -67,13 +68,6 @@ def test_macs_are_unicast_and_local() -> None:
         assert (first & 1, first & 2) == (0, 2)
 
 
-def test_a_key_pair_belongs_together() -> None:
-    pair = identity.new_key_pair()
-    assert identity.public_of(pair.private) == pair.public
-    assert identity.check_public_key(f"{pair.public} somebody@somewhere") == f"{pair.public} somebody@somewhere"
-    assert b"PRIVATE" not in repr(pair).encode()
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -94,7 +88,7 @@ def test_what_is_no_public_key_is_refused(line: str) -> None:
 
 def test_a_public_key_is_one_line() -> None:
     with pytest.raises(InvalidSpec):
-        identity.check_public_key(f"{identity.new_key_pair().public} a\nssh-ed25519 AAAA b")
+        identity.check_public_key(f"{keys.new_pair().public} a\nssh-ed25519 AAAA b")
 
 
 def test_the_environment_beats_the_users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,11 +203,10 @@ def test_a_changed_host_key_is_a_hard_error(host: Host, settings: Config, runnin
     """Somebody else's key at its address: nothing is sent, nothing is run."""
     from dataclasses import replace
 
-    from hvctl import identity
-    from hvctl.access import ssh
+    from hvctl.access import keys, ssh
     from hvctl.errors import HostError
 
-    other = replace(query.get_endpoint(host, "running"), host_key=identity.new_key_pair().public)
+    other = replace(query.get_endpoint(host, "running"), host_key=keys.new_pair().public)
     with pytest.raises(HostError, match="is not the one that hvctl made"):
         ssh.run(other, ["true"])
 

@@ -12,7 +12,6 @@ from hvctl.config import Config
 from hvctl.events import Sink
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.identity import new_key_pair
 from hvctl.instances import change, create, enter, lifecycle, query
 from hvctl.instances.create import Request
 from hvctl.instances.kernel import update_kernel
@@ -102,7 +101,7 @@ def running(host: Host, debian_image: str) -> Iterator[str]:
 
 def make(host: Host, name: str, image: str) -> None:
     spec = Spec(name=name, mode=Mode.VM, image=image, memory_bytes=512 * MIB, disk_bytes=DISK_BYTES)
-    authorized = (new_key_pair().public, keys.ensure_own_key())
+    authorized = (keys.new_pair().public, keys.ensure_own_key())
     create.create(host, Request(spec=spec, authorized_keys=authorized, wait=Wait.AGENT))
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from hvctl import identity
 from hvctl.access import banner, keys, ssh
 from hvctl.access.banner import Reach
 from hvctl.errors import GuestFailed, HostError, TimedOut
@@ -35,7 +34,7 @@ class Server:
     def __init__(self, folder: Path, more: str = "") -> None:
         """`more`: further lines of its configuration."""
         folder.mkdir()
-        pair = identity.new_key_pair()
+        pair = keys.new_pair()
         (folder / "host_key").write_bytes(pair.private)
         (folder / "host_key").chmod(0o600)
         (folder / "authorized_keys").write_text(keys.ensure_own_key() + "\n")

@@ -20,9 +20,7 @@ from hvctl.model import Mode
 
 # A process that has hvctl imported and no connection open: each victim is forked from it.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["tests.scenarios", "tests.test_images_guest", "cryptography.hazmat.primitives.asymmetric.ed25519", "paramiko"]
-)
+_context.set_forkserver_preload(["tests.scenarios", "tests.test_images_guest", "paramiko"])
 
 Deed = Callable[[Host, str, Sink], object]
 _TIMEOUT_S = 120

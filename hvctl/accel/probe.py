@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hvctl.accel import program
 from hvctl.errors import HostError, TimedOut
@@ -13,6 +13,7 @@ from hvctl.hostside import files, machine
 from hvctl.model import Accelerator, AccelVerdict
 from hvctl.shell import Completed, Shell
 from hvctl.shell.base import Argument
+from hvctl.values import dataclass
 
 # Leaves 0.2 s of two seconds for the rest. A host that is itself emulated needs longer just to start QEMU.
 DEADLINE_S = 1.8

@@ -10,11 +10,11 @@ import base64
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from hvctl.errors import GuestFailed, UsageError
 from hvctl.libvirtapi import agent
+from hvctl.values import dataclass
 
 STDIN_LIMIT_BYTES = 1024 * 1024
 _PING_TIMEOUT_S = 5

@@ -1,17 +1,61 @@
-"""Whose keys may log in: the user's public keys, and a pair of hvctl's own so that there is always one."""
+"""Key pairs, made by ssh-keygen, and whose keys may log in: the user's own, and hvctl's, so that there is always one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hvctl import config, identity
 from hvctl.errors import HostError, HvctlError, InvalidSpec, NotFound
-from hvctl.hostside import files
+from hvctl.hostside import files, mounts
+from hvctl.hostside.beside import Tasks
+from hvctl.identity import KeyPair
 from hvctl.shell import LocalShell
 
-_AGENT_TIMEOUT_S = 3
+_AGENT_TIMEOUT_S, _KEYGEN_TIMEOUT_S = 3, 60
+
+
+def new_pair() -> KeyPair:
+    """A fresh ed25519 key pair without a passphrase. Raises HostError without ssh-keygen."""
+    with _vanishing_directory() as directory:
+        return _make_pair(directory / "key")
+
+
+def begin_pair() -> Callable[[], KeyPair]:
+    """Begin to make a key pair beside what comes next; what is returned waits for it and gives it, or raises for it."""
+    made: list[KeyPair] = []
+    tasks = Tasks()
+    tasks.add(lambda: made.append(new_pair()))
+
+    def take() -> KeyPair:
+        tasks.finish()
+        return made[0]
+
+    return take
+
+
+def _make_pair(path: Path) -> KeyPair:
+    """A new pair in `path` and `path.pub`, the private one for its owner alone."""
+    LocalShell().run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], timeout_s=_KEYGEN_TIMEOUT_S)
+    private = files.read_file(path)
+    return KeyPair(private=private, public=identity.public_of(private))
+
+
+@contextmanager
+def _vanishing_directory() -> Iterator[Path]:
+    """A directory for secrets; root's is gone with this process, however it ends."""
+    if os.geteuid() != 0:
+        with tempfile.TemporaryDirectory(prefix="hvctl-") as directory:
+            yield Path(directory)
+        return
+    tree = mounts.open_memory()
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{tree}")
+    finally:
+        os.close(tree)
 
 
 def own_key_path() -> Path:
@@ -26,7 +70,7 @@ def ensure_own_key() -> str:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            pair = identity.new_key_pair()
+            pair = new_pair()
             aside = path.with_name(f".{path.name}.{os.getpid()}")
             files.write_file(aside, pair.private, 0o600)
             try:
@@ -35,6 +79,10 @@ def ensure_own_key() -> str:
             except FileExistsError:  # another hvctl was quicker: its key is as good
                 aside.unlink()
         return identity.public_of(files.read_file(path)) + " hvctl"
+    except InvalidSpec as error:
+        raise HostError(
+            f"hvctl's own key {str(path)!r} is damaged", hint="move it away, and another is made; or restore it"
+        ) from error
     except OSError as error:
         raise HostError(
             f"cannot keep hvctl's own key in {str(path.parent)!r}: {error.strerror}",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from xml.etree import ElementTree
@@ -27,6 +27,7 @@ from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import Image, Mode, Process, Record, Spec
 from hvctl.units import format_size
+from hvctl.values import dataclass
 
 if TYPE_CHECKING:
     from hvctl.backends.conversion import Conversion

@@ -6,11 +6,12 @@ One interface, one module a mode (`vmconversion`, `containerconversion`); the ve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hvctl.host import Host
 from hvctl.model import Image, Record, Spec
 from hvctl.rootfs.building import Building
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 from xml.etree.ElementTree import Element
 
 from hvctl.host import Host
 from hvctl.model import Cache, DataDisk, Record, Throttle, VolumeFormat
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

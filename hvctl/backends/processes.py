@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hvctl.backends.base import Secrets
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.libvirtapi import networks
 from hvctl.model import Record
 from hvctl.rootfs import application
+from hvctl.values import dataclass
 
 _STATUS_LIMIT_BYTES = 64 * 1024
 

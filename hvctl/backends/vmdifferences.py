@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.backends import vmlayers
@@ -13,6 +13,7 @@ from hvctl.host import Host
 from hvctl.hostside import layers, refusal, sandbox
 from hvctl.model import Image, Record
 from hvctl.rootfs import confined
+from hvctl.values import dataclass
 
 _LIMITS = replace(confined.DEFAULTS, wall_s=1800, cpu_s=1200)
 

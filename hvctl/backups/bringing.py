@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl import identity
@@ -17,6 +16,7 @@ from hvctl.model import DataDisk, Image, Record, VolumeFormat
 from hvctl.rootfs import intake, manifest, unpacked
 from hvctl.rootfs.building import Building
 from hvctl.units import GIB, MIB
+from hvctl.values import dataclass
 
 # What may be in a backup's state, and how much of it at most.
 _STATE = {
@@ -110,5 +110,5 @@ def read_key(host: Host, state: Path) -> identity.KeyPair | None:
     content = host.shell.call(files.read_file, state / _KEY)
     try:
         return identity.KeyPair(private=content, public=identity.public_of(content))
-    except ValueError as error:
+    except InvalidSpec as error:
         raise InvalidSpec("the backup's ssh host key is none", hint=_ANOTHER) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl import metadata, templates
@@ -28,6 +28,7 @@ from hvctl.instances import claim, compact, layers, query
 from hvctl.model import Artefact, DataDisk, DiskKind, Image, Record, Snapshot
 from hvctl.rootfs import building
 from hvctl.units import MIB, format_size, format_time
+from hvctl.values import dataclass
 
 VERB = "backup"
 _STATE = "state"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from hvctl.instances.recovery import get_settled
 from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import LEND
 from hvctl.model import DataDisk, DiskKind, Instance, Purpose, Record, Snapshot, State, VolumeFormat
+from hvctl.values import dataclass
 
 _LOCK_TIMEOUT_S = 120
 _COPY_TIMEOUT_S = 86400

@@ -12,7 +12,7 @@ import datetime
 import ipaddress
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from hvctl.errors import HvctlError, InvalidSpec, Unsupported
 from hvctl.instances import schedule
 from hvctl.model import AccelChoice, Consistency, Image, Mode, Provision, Spec
 from hvctl.rootfs import described, manifest, published
+from hvctl.values import dataclass
 
 FORMAT, SCHEMA = "hvctl-backup", 1
 MOST_BYTES = 16 * 1024**2

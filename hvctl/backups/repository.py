@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.backups import manifest
@@ -18,6 +18,7 @@ from hvctl.events import Progress, Sink
 from hvctl.host import Host
 from hvctl.hostside import files, refusal, transfer
 from hvctl.hostside.transfer import Moved, Source
+from hvctl.values import dataclass
 
 _TIMEOUT_S = 7 * 86400
 

@@ -16,7 +16,6 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.backups import manifest
@@ -27,6 +26,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, machine
 from hvctl.hostside.transfer import Moved
 from hvctl.identity import check_name
+from hvctl.values import dataclass
 
 _CONTENT, _BACKUP = "hvctl-content", "hvctl-backup"
 _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)

@@ -8,12 +8,13 @@ a new one, as a copy does.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 from xml.etree import ElementTree
 
 from hvctl import identity, images, metadata, operation
+from hvctl.access import keys
 from hvctl.backends import Secrets, get_backend
 from hvctl.backups.bringing import SEED, Bringing, Brought, read_key
 from hvctl.backups.manifest import Backup
@@ -31,6 +32,7 @@ from hvctl.model import DataDisk, DiskKind, Image, Instance, Mode, Mount, Provis
 from hvctl.rootfs import building, manifest, published
 from hvctl.rootfs.building import Building
 from hvctl.units import MIB, format_size
+from hvctl.values import dataclass
 
 _RESERVE_BYTES = 256 * MIB
 
@@ -279,7 +281,7 @@ def _fit_size(host: Host, spec: Spec, image: Image, events: Sink) -> Spec:
 
 def _with_keys(host: Host, what: _Restoring, brought: Brought) -> create.Plan:
     """The plan with the ssh host key that it had, where it is to be the same, or else a new one."""
-    key = (what.is_same and read_key(host, brought.state)) or identity.new_key_pair()
+    key = (what.is_same and read_key(host, brought.state)) or keys.new_pair()
     return replace(
         what.plan,
         record=replace(what.plan.record, host_key=key.public),

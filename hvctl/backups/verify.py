@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvctl.backups.repository import Entry, Repository
 from hvctl.errors import HvctlError, Interrupted, NotFound
 from hvctl.events import Sink, ignore
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,10 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
 
     Example: hvctl create web db --image debian-12 --cpus 2 --memory 2GiB
     """
-    from hvctl.instances import create as verbs
+    from hvctl import templates
+
+    templates.begin(Mode.CONTAINER if options["container"] else Mode.VM)
+    from hvctl.instances import create as verbs  # beside it
 
     if not options["print_xml"]:
         app.host.require_root("create")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.doctor.finding import Outcome, check, failed, ok, warning
 from hvctl.host import Host
 from hvctl.hostside import files, machine
+from hvctl.values import dataclass
 
 NEEDED = ("cpu", "cpuset", "devices", "memory", "pids")
 SYSTEMD = Path("/run/systemd/system")

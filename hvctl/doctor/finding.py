@@ -11,12 +11,12 @@ A check reads and tries, and never changes the host. It may raise: HvctlError an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
 from hvctl.errors import HvctlError
 from hvctl.host import Host
+from hvctl.values import dataclass
 
 
 class Verdict(StrEnum):

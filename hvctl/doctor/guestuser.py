@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.host import Host
 from hvctl.hostside import machine
 from hvctl.libvirtapi import survey
 from hvctl.model import Mode
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hvctl.host import Host
 from hvctl.hostside import machine
 from hvctl.libvirtapi import survey
 from hvctl.model import Mode
+from hvctl.values import dataclass
 
 SETTINGS = Path("/proc/sys/net")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hvctl.host import Host
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

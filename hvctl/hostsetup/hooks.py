@@ -82,8 +82,8 @@ os._exit(0)' "$@"
 
 
 def _list_source() -> list[Path]:
-    """hostside, and the one module of ours that it may import."""
-    return [_SOURCE.parent / "store.py", *sorted(_SOURCE.glob("*.py"))]
+    """hostside, and the modules of ours that it may import."""
+    return [_SOURCE.parent / "store.py", _SOURCE.parent / "values.py", *sorted(_SOURCE.glob("*.py"))]
 
 
 def _install(code: Path) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -90,6 +89,8 @@ def ensure_lxcfs() -> None:
         # One that was killed leaves a mount that answers nothing; another would not mount over it.
         _run([*_in_namespace(), "sh", "-c", f"umount --lazy {LXCFS} 2> /dev/null; mkdir -p {LXCFS}"])
         words = [*_in_namespace(), program, str(LXCFS)]
+        import subprocess  # here, and below: most starts of a container have no use for it
+
         nowhere = subprocess.DEVNULL
         subprocess.Popen(words, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True, cwd="/")
     deadline_s = time.monotonic() + _LXCFS_TIMEOUT_S
@@ -205,6 +206,8 @@ def _is_pinned() -> bool:
 
 
 def _run(argv: list[str]) -> None:
+    import subprocess
+
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import layers
+from hvctl.values import dataclass
 
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 _CHUNK_BYTES = 1024 * 1024

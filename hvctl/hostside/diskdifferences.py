@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hvctl.hostside import diskview, journal, partitions, refusal, sandbox
 from hvctl.hostside.differences import ADDED, CHANGED, REMOVED
@@ -24,6 +24,7 @@ from hvctl.hostside.diskview import Chain, Disk, Qcow2, Raw
 from hvctl.hostside.ext4 import ROOT, FileSystem, Inode
 from hvctl.hostside.partitions import Part
 from hvctl.hostside.refusal import Refused
+from hvctl.values import dataclass
 
 Pieces = Sequence[tuple[int, int, int]]
 """Of a file: where in it, where on the disk, how long."""

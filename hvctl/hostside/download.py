@@ -16,11 +16,12 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hvctl.hostside import files
+from hvctl.values import dataclass
 
 if TYPE_CHECKING:
     import email.message

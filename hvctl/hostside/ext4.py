@@ -12,10 +12,10 @@ import functools
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from hvctl.hostside.diskview import Disk
 from hvctl.hostside.refusal import Refused
+from hvctl.values import dataclass
 
 ROOT = 2
 _MAGIC = 0xEF53

@@ -1,7 +1,8 @@
 """The packet filter: guests cannot pretend to be another, and reach the world through the host's address.
 
 Two nftables tables, written whole in one transaction from two directories, so that there is never half a filter and
-that a ruleset which somebody flushed is complete again at the next start of any guest:
+that a ruleset which somebody flushed is complete again at the next start of any guest. Only where no rule of this host
+has changed since our last change (the kernel counts), a guest that starts is just added:
 
 - `bridge hvctl`: frames that enter a bridge from a guest's interface must carry that guest's MAC and IPv4 address.
   Interfaces that are nobody's here are not touched. Some 7 ms for one `nft`; libvirt's own clean-traffic filter costs
@@ -20,11 +21,10 @@ import ipaddress
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hvctl.hostside import locks
+from hvctl.hostside import locks, nftables
 
 NETWORKS = Path("/usr/local/lib/hvctl/networks")
 """One JSON file for each network of hvctl on this host: what must be there again after a boot or a flush."""
@@ -33,7 +33,15 @@ GUESTS = Path("/run/hvctl-guests")
 
 _DEVICE = re.compile(r"hv[0-9a-f]{10}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
-_TIMEOUT_S = 10
+_LOCK_TIMEOUT_S = 10
+_STATE = GUESTS.with_suffix(".state")
+"""Network namespace and generation of all rules that our last change of the tables left, and for which networks."""
+_SETS = {
+    "ports": "type ifname",
+    "macs": "type ifname . ether_addr",
+    "addresses": "type ifname . ether_addr . ipv4_addr",
+    "clients": "typeof iifname . @th,288,48",
+}
 
 # Only ARP and IPv4 pass, so that nothing hides in a tagged frame. An ARP probe (RFC 5227) has no sender address yet.
 # `@th,288,48` is the client's MAC inside a DHCP message (RFC 2131, chaddr), for which nft has no word.
@@ -83,16 +91,22 @@ def admit(guest: Guest) -> None:
 @contextlib.contextmanager
 def admitting(guest: Guest) -> Iterator[None]:
     """`admit` beside the block, since the kernel takes its time with new tables; true when the block has ended."""
+    path, entry = GUESTS / guest.device, f"{guest.mac} {guest.address}\n"
     with _locked():
-        (GUESTS / guest.device).write_text(f"{guest.mac} {guest.address}\n")
-        with _start(["-f", "-"]) as process:
-            assert process.stdin
-            process.stdin.write(render(guests(), subnets()))
-            process.stdin.close()
-            process.stdin = None  # `communicate` would flush it
+        known = path.read_text() if path.exists() else ""
+        is_complete = _is_as_left()
+        if is_complete and known == entry:
             yield
-            _out, said = process.communicate(timeout=_TIMEOUT_S)  # not `wait`, which looks every few milliseconds
-            _check(process.returncode, said)
+            return
+        with _noted():
+            path.write_text(entry)
+            # An element is added in 5 ms. Tables that are replaced take 20, for the kernel waits until nobody reads them.
+            nft = nftables.Running(["-f", "-"], _add(guest) if is_complete and not known else _whole())
+            try:
+                yield
+            finally:
+                ended = nft.wait()
+            _check(*ended)
 
 
 def dismiss(guest: Guest) -> None:
@@ -113,15 +127,17 @@ def remove() -> None:
     """Remove both tables, and what is known of guests."""
     import shutil  # here: the hook has no use for it
 
-    _nft("".join(f"add table {family} hvctl\ndelete table {family} hvctl\n" for family in ("bridge", "ip")))
+    tables = ("bridge hvctl", "ip hvctl")
+    _check(*nftables.run(["-f", "-"], "".join(f"add table {table}\ndelete table {table}\n" for table in tables)))
+    _STATE.unlink(missing_ok=True)
     shutil.rmtree(GUESTS, ignore_errors=True)
 
 
 def is_in_place() -> bool:
     """Whether both tables are there and every registered network is masqueraded."""
-    done = _run(["list", "table", "ip", "hvctl"])
-    has_bridge = _run(["list", "table", "bridge", "hvctl"]).returncode == 0
-    return has_bridge and done.returncode == 0 and all(subnet in done.stdout for subnet in subnets())
+    has_bridge = nftables.run(["list", "table", "bridge", "hvctl"])[0] == 0
+    status, said = nftables.run(["list", "table", "ip", "hvctl"])
+    return has_bridge and status == 0 and all(subnet in said for subnet in subnets())
 
 
 def guests() -> list[Guest]:
@@ -147,22 +163,36 @@ def subnets() -> list[str]:
 
 def render(guests: Iterable[Guest], subnets: Iterable[str]) -> str:
     """The commands for `nft -f` that put these tables in the place of the old ones."""
-    guests = list(guests)
-    rows = {
-        "ports { type ifname;": [guest.device for guest in guests],
-        "macs { type ifname . ether_addr;": [f"{guest.device} . {guest.mac}" for guest in guests],
-        "addresses { type ifname . ether_addr . ipv4_addr;": [
-            f"{guest.device} . {guest.mac} . {guest.address}" for guest in guests
-        ],
-        "clients { typeof iifname . @th,288,48;": [
-            f"{guest.device} . 0x{guest.mac.replace(':', '')}" for guest in guests
-        ],
-    }
-    sets = "".join(f"    set {head} {_elements(row)} }}\n" for head, row in rows.items())
+    rows: dict[str, list[str]] = {name: [] for name in _SETS}
+    for guest in guests:
+        for name, element in _elements_of(guest).items():
+            rows[name].append(element)
+    sets = "".join(f"    set {name} {{ {_SETS[name]}; {_format_elements(row)} }}\n" for name, row in rows.items())
     return _replace("bridge", sets + _FROM_GUESTS) + _replace("ip", _format_routing(subnets))
 
 
-def _elements(row: list[str]) -> str:
+def _whole() -> str:
+    return render(guests(), subnets())
+
+
+def _add(guest: Guest) -> str:
+    """The commands that let one more guest speak, where the tables are complete."""
+    return "".join(
+        f"add element bridge hvctl {name} {{ {element} }}\n" for name, element in _elements_of(guest).items()
+    )
+
+
+def _elements_of(guest: Guest) -> dict[str, str]:
+    """Set -> what stands in it for a guest."""
+    return {
+        "ports": guest.device,
+        "macs": f"{guest.device} . {guest.mac}",
+        "addresses": f"{guest.device} . {guest.mac} . {guest.address}",
+        "clients": f"{guest.device} . 0x{guest.mac.replace(':', '')}",
+    }
+
+
+def _format_elements(row: list[str]) -> str:
     return f"elements = {{ {', '.join(row)} }};" if row else ""
 
 
@@ -193,31 +223,33 @@ def _replace(family: str, content: str) -> str:
 def _locked() -> contextlib.AbstractContextManager[None]:
     """Two guests that start at once must not each load tables without the other."""
     GUESTS.mkdir(mode=0o755, exist_ok=True)
-    return locks.hold(GUESTS.with_suffix(".lock"), timeout_s=_TIMEOUT_S)
+    return locks.hold(GUESTS.with_suffix(".lock"), timeout_s=_LOCK_TIMEOUT_S)
 
 
 def _load() -> None:
-    _nft(render(guests(), subnets()))
+    with _noted():
+        _check(*nftables.run(["-f", "-"], _whole()))
 
 
-def _nft(commands: str) -> None:
-    done = _run(["-f", "-"], commands)
-    _check(done.returncode, done.stderr)
+def _is_as_left() -> bool:
+    """Whether nobody has changed any rule of this host since our last change: then our tables are complete."""
+    return _STATE.exists() and _STATE.read_text() == _state(nftables.find_generation())
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """A change of the tables, by one `nft`. What it leaves is noted, unless others changed rules beside it."""
+    _STATE.unlink(missing_ok=True)
+    generation = nftables.find_generation() + 1
+    yield
+    if nftables.find_generation() == generation:
+        _STATE.write_text(_state(generation))
+
+
+def _state(generation: int) -> str:
+    return f"{os.stat('/proc/self/ns/net').st_ino} {generation} {' '.join(subnets())}\n"
 
 
 def _check(status: int, said: str) -> None:
     if status != 0:
         raise OSError(f"nft refused the filter: {said.strip()[:500]}")
-
-
-def _run(words: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    with _start(words) as process:
-        out, err = process.communicate(text, timeout=_TIMEOUT_S)
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-
-def _start(words: list[str]) -> subprocess.Popen[str]:
-    # A hook's PATH is libvirtd's, which may lack sbin.
-    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(["nft", *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 NOTES = "/run/hvctl-containers"
-"""One file for each container that starts or runs, named after it: `UUID FIRST-ID PROCESSES`."""
+"""One file for each container that starts or runs, named after it: the `tasks` files through which it joins our groups."""
 _FOLDER = "hvctl"
-
-
 TASKS = "tasks"
 """The file of a version 1 group through which a process of one thread moves itself there with a "0". The kernel then need
 not hold up every fork on the host (cgroup_procs_write_start): by way of `cgroup.procs` that was seen to take 5 to 14 ms."""

@@ -66,7 +66,7 @@ def prepare(name: str, domain: Element, record: Element) -> None:
             from hvctl.hostside import confine, daemons, files, roots
 
             confine.release(name, root.uuid)
-            confine.note(name, root.uuid, find_limits(record))
+            confine.make_groups(name, root.uuid, find_limits(record))
             if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
                 daemons.ensure_lxcfs()
             roots.mount(root)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from hvctl.hostside.diskview import Disk, Replayed
 from hvctl.hostside.ext4 import FileSystem
 from hvctl.hostside.refusal import Refused
+from hvctl.values import dataclass
 
 _MAGIC = 0xC03B3998
 _DESCRIPTOR, _COMMIT, _REVOKE = 1, 2, 5

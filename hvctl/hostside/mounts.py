@@ -96,6 +96,17 @@ def open_ext4(device: Path, *, owners: int = -1, read_only: bool = False) -> int
     return _set_attributes(tree, device, owners=owners, read_only=read_only)
 
 
+def open_memory() -> int:
+    """A descriptor of an empty file system in memory, for root alone and mounted nowhere: it is gone with the descriptor."""
+    context = check(libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC), "tmpfs")
+    try:
+        check(libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"mode", b"0700", 0), "tmpfs")
+        check(libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "tmpfs")
+        return check(libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _ATTR_NODEV), "tmpfs")
+    finally:
+        os.close(context)
+
+
 def _set_attributes(tree: int, source: Path, *, owners: int, read_only: bool) -> int:
     """The same descriptor; closed when it cannot be."""
     try:

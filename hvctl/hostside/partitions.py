@@ -9,11 +9,11 @@ import functools
 import struct
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from hvctl.hostside.diskview import Disk
 from hvctl.hostside.ext4 import ROOT, FileSystem
 from hvctl.hostside.refusal import Refused
+from hvctl.values import dataclass
 
 _SECTOR = 512
 _MOST_PARTITIONS = 128

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from hvctl.hostside import expand, refusal, sandbox
 from hvctl.hostside.refusal import Refused, Unable
+from hvctl.values import dataclass
 
 _BLOCK_BYTES = 64 * 1024
 _ZEROS = bytes(_BLOCK_BYTES)

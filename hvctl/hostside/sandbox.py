@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
+
+from hvctl.values import dataclass
 
 WORK = "/work"
 """The directory, as the program sees it."""

@@ -14,8 +14,10 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+
+from hvctl.values import dataclass
 
 NAMES = ("stdin", "stdout", "stderr")
 _CHUNK_BYTES = 65536

@@ -19,7 +19,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +27,7 @@ from hvctl.hostside.ids import COUNT
 from hvctl.hostside.mounts import Extent
 from hvctl.hostside.refusal import Refused, Unable
 from hvctl.hostside.sandbox import python_words
+from hvctl.values import dataclass
 
 FILE, DISK, TREE = "file", "disk", "tree"
 _CODE = Path(__file__).parents[2]

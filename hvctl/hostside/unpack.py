@@ -15,7 +15,6 @@ import resource
 import stat
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvctl.hostside import capabilities, expand, refusal, sandbox
 from hvctl.hostside.beside import Flusher
@@ -23,6 +22,7 @@ from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable
 from hvctl.hostside.tarstream import read_entries
 from hvctl.hostside.treewriter import Tree
+from hvctl.values import dataclass
 
 CAPABILITIES = (*sandbox.WRITE_ANY_OWNER, "CAP_SYS_CHROOT")
 _LOOK_BYTES = 16 * 1024**2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from hvctl import identity, operation
@@ -17,6 +17,7 @@ from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import RENAME, SET
 from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Record, Spec, State
+from hvctl.values import dataclass
 
 log = logging.getLogger(__name__)
 

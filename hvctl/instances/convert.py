@@ -8,7 +8,7 @@ as a snapshot, as with `keep_source`.
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import uuid4
 
 from hvctl import operation, templates
@@ -24,6 +24,7 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Consistency, DiskKind, Image, Instance, Mode, Record, Snapshot, State, Wait
 from hvctl.rootfs import building
 from hvctl.units import format_time
+from hvctl.values import dataclass
 
 _OFF = (State.STOPPED, State.CRASHED)
 _DEFAULT_TEMPLATE = "default"

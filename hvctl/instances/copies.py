@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 from xml.etree import ElementTree
 
 from hvctl import identity, metadata, operation
+from hvctl.access import keys
 from hvctl.backends import Secrets, get_backend
 from hvctl.errors import AlreadyExists, NotFound, UsageError, WrongState
 from hvctl.events import Sink, ignore
@@ -26,6 +27,7 @@ from hvctl.instances.snapshots import Take
 from hvctl.instances.verbs import COPY
 from hvctl.model import Image, Instance, Purpose, Record, Snapshot, Wait
 from hvctl.units import now
+from hvctl.values import dataclass
 
 _SOURCE_TIMEOUT_S = 120
 
@@ -117,7 +119,7 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
     origin = metadata.find(xml)
     if origin is None:
         raise NotFound(f"snapshot {snapshot.name!r} has lost its definition", hint="copy another one")
-    key = identity.new_key_pair()
+    take_key = keys.begin_pair()
     stack = layers.stack_of(host, snapshot.layer)
     runs: tuple[tuple[str, ...], ...] = ()
     if request.is_full:
@@ -125,6 +127,7 @@ def _make_plan(host: Host, request: Request, source: Record, snapshot: Snapshot)
         needed_bytes = sum(host.shell.call(files.disk_usage, host.store.layer(layer)) for layer in stack)
         layers.check_space(host, needed_bytes, what=f"a full copy of {source.name!r}")
         stack = tuple(str(uuid4()) for _run in runs)
+    key = take_key()
     # Named one by one: what a record gets to own later on is not to be owned twice by an oversight here.
     record = Record(
         uuid=uuid4(),

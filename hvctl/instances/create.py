@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import field, replace
 from uuid import uuid4
 from xml.etree import ElementTree
 
 from hvctl import identity, metadata, operation, templates
+from hvctl.access import keys
 from hvctl.backends import Secrets, get_backend
 from hvctl.errors import AlreadyExists, InvalidSpec
 from hvctl.events import Note, Sink, ignore
@@ -21,6 +23,7 @@ from hvctl.model import Image, Instance, Provision, Record, Spec, Wait
 from hvctl.rootfs import application, published
 from hvctl.rootfs.application import Wishes
 from hvctl.units import now
+from hvctl.values import dataclass
 
 _USER_DATA_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -62,11 +65,12 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     Until it is complete a failure leaves nothing; after that (a start that fails) it leaves a stopped instance.
     """
     host.require_root("create")
+    take_key = keys.begin_pair()
     host.connect_ahead()
     backend, name = get_backend(request.spec.mode), request.spec.name
     image = published.get_image(host, request.spec.image)
     image = backend.complete_image(host, image, events, is_trusted=request.trust_image)
-    plan = make_plan(host, request, image)
+    plan = make_plan(host, request, image, take_key)
     with host.lock(name):
         for note in filter(None, (plan.note, _describe_access(plan.record))):
             events(Note(name, note))
@@ -79,15 +83,20 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     return instance
 
 
-def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
-    """Check a request against image (where given, else the one it names), template and host. Changes nothing."""
+def make_plan(
+    host: Host, request: Request, image: Image | None = None, take_key: Callable[[], identity.KeyPair] | None = None
+) -> Plan:
+    """Check a request against image (where given, else the one it names), template and host. Changes nothing.
+
+    `take_key`: where the ssh host key was begun before (`keys.begin_pair`).
+    """
     identity.check_name(request.spec.name)
+    take_key = take_key or keys.begin_pair()
     backend = get_backend(request.spec.mode)
     image = image or published.get_image(host, request.spec.image)
     spec = replace(request.spec, template=request.spec.template or backend.choose_template(image))
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
-    key = identity.new_key_pair()
     uuid = uuid4()
     record = Record(
         uuid=uuid,
@@ -98,22 +107,22 @@ def make_plan(host: Host, request: Request, image: Image | None = None) -> Plan:
         network=host.config.network,
         mac=identity.new_mac(),
         login_user=image.login_user,
-        host_key=key.public,
         authorized_keys=() if image.process is not None else request.authorized_keys,
         provision=image.provision,
         created_at=now(),
     )
     backend.check(host, record, image)
     record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
-    secrets = _make_secrets(host, request, image, key.private)
-    plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
+    plan = Plan(record=record, image=image, template=template, secrets=Secrets(host_key=b""), note=note)
     xml = format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
     _check_kind(xml, plan)
     if (
         ElementTree.fromstring(xml).find("devices/interface") is None
     ):  # on no network of ours: there is nothing to reserve
-        plan = replace(plan, record=replace(record, network=""))
-    return plan
+        record = replace(record, network="")
+    key = take_key()
+    secrets = _make_secrets(host, request, image, key.private)
+    return replace(plan, record=replace(record, host_key=key.public), secrets=secrets)
 
 
 def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:

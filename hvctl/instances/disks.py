@@ -6,7 +6,7 @@ A running VM gets and loses a disk at once; what a mode cannot do while it runs,
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import uuid4
 from xml.etree import ElementTree
 
@@ -25,6 +25,7 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Cache, DataDisk, DiskKind, Instance, Record, State, Throttle, VolumeFormat
 from hvctl.operation import Verb
 from hvctl.units import MIB, format_size
+from hvctl.values import dataclass
 
 __all__ = [
     "ROOT",

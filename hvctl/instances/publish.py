@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hvctl import operation
 from hvctl.backends import get_backend
@@ -17,6 +17,7 @@ from hvctl.model import Image, State
 from hvctl.rootfs import building, published
 from hvctl.rootfs.published import check_tag
 from hvctl.units import now
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

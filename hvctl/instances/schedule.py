@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from hvctl.errors import HvctlError, InvalidSpec
 from hvctl.events import Sink, ignore
@@ -16,6 +15,7 @@ from hvctl.host import Host
 from hvctl.instances import compact, query, snapshots
 from hvctl.instances.snapshots import Take
 from hvctl.model import Purpose, Record
+from hvctl.values import dataclass
 
 Keep = tuple[tuple[str, int], ...]
 Taken = tuple[str, datetime.datetime]

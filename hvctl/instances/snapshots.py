@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import uuid4
 from xml.etree import ElementTree
 
@@ -27,6 +27,7 @@ from hvctl.instances.verbs import FORGET, REVERT, TAKE
 from hvctl.libvirtapi import domains
 from hvctl.model import Consistency, Image, Instance, Purpose, Record, Snapshot, State, Wait
 from hvctl.units import format_time
+from hvctl.values import dataclass
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 AUTOMATIC = "auto-"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hvctl.backends import get_backend
 from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.instances import query
 from hvctl.model import Instance
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

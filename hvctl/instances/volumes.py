@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hvctl import metadata, operation
 from hvctl.errors import HostError, InvalidSpec, NotFound
@@ -16,6 +16,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, volumes
 from hvctl.model import Cache, DataDisk, Record, Throttle, VolumeFormat
 from hvctl.shell.base import Argument
+from hvctl.values import dataclass
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _SCHEMA = 1

@@ -17,9 +17,13 @@ from hvctl.libvirtapi.faults import from_libvirt, in_words
 OPEN_TIMEOUT_S = 10
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_COUNT = 3
+_LOOP_DELAY_S = 1
+"""Keepalive needs no loop before; what is shorter is spared a thread that wakes up, and takes the interpreter's lock, at
+every message."""
 
 _loop_started = threading.Lock()
 _is_loop_running = False
+_is_loop_wanted = threading.Event()
 
 
 class Connection:
@@ -72,7 +76,13 @@ def start_event_loop() -> None:
         _is_loop_running = True
 
 
+def expect_events() -> None:
+    """Have libvirt's events told without delay, from now on."""
+    _is_loop_wanted.set()
+
+
 def _run_loop() -> None:
+    _is_loop_wanted.wait(_LOOP_DELAY_S)
     while True:
         libvirt.virEventRunDefaultImpl()
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import libvirt
 
-from hvctl.libvirtapi.connection import Connection
+from hvctl.libvirtapi.connection import Connection, expect_events
 from hvctl.libvirtapi.faults import in_words
 
 _CHUNK_BYTES = 4096
@@ -25,6 +25,7 @@ class Console:
         self.ended = threading.Event()
         """Set when the other side is gone: the guest is off, or somebody took the console over."""
         self._receive = receive
+        expect_events()
         with in_words(f"cannot attach to the console of {domain.name()!r}"):
             self._stream = connection.handle.newStream(libvirt.VIR_STREAM_NONBLOCK)
             domain.openConsole(None, self._stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE if force else 0)

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 from xml.etree import ElementTree
@@ -21,6 +20,7 @@ from hvctl.hostside import freezer
 from hvctl.libvirtapi.connection import Connection
 from hvctl.libvirtapi.faults import from_libvirt, in_words
 from hvctl.model import Live, State
+from hvctl.values import dataclass
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: State.STOPPED,

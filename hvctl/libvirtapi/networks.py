@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import libvirt
@@ -11,6 +10,7 @@ import libvirt
 from hvctl.errors import HostError, NotFound
 from hvctl.libvirtapi.connection import Connection
 from hvctl.libvirtapi.faults import from_libvirt, in_words
+from hvctl.values import dataclass
 
 # Short, because an address whose guest was killed is of no use to anybody until its lease has ended.
 LEASE_MINUTES = "5"

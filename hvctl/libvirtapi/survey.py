@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from xml.etree import ElementTree
 
 from hvctl.libvirtapi import networks
 from hvctl.libvirtapi.connection import Connection
 from hvctl.libvirtapi.faults import in_words
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

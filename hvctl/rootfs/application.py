@@ -11,13 +11,14 @@ import re
 import shlex
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.errors import HostError, InvalidSpec
 from hvctl.host import Host
 from hvctl.hostside import machine
 from hvctl.model import Image, Process, Record
+from hvctl.values import dataclass
 
 HERE = "/dev/hvctl"
 """Where the init finds everything, in both modes: in `/dev`, which is no part of the image."""

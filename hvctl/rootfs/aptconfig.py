@@ -8,9 +8,9 @@ on a command line, and nothing of them stays in an image.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from hvctl.host import Host
+from hvctl.values import dataclass
 
 _TIMEOUT_S = 30
 _DEBIAN = "http://deb.debian.org/debian/"

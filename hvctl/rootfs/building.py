@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from hvctl.errors import HostError, HvctlError
@@ -19,6 +19,7 @@ from hvctl.hostside import files
 from hvctl.model import Artefact, Image
 from hvctl.rootfs import manifest, published
 from hvctl.units import format_size
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

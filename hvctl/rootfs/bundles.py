@@ -14,7 +14,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.errors import AlreadyExists, HostError, InvalidSpec
@@ -25,6 +25,7 @@ from hvctl.model import Artefact, Disk, Image
 from hvctl.rootfs import archives, building, confined, described, halves, intake, manifest, published
 from hvctl.rootfs.building import Building
 from hvctl.units import GIB
+from hvctl.values import dataclass
 
 FORMAT, SCHEMA = "hvctl-image", 1
 # A frame that zstd skips (RFC 8878, 3.1.2): the file says at once what it is.

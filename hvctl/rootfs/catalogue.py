@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tomllib
 import urllib.parse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from hvctl.rootfs.building import Building
 from hvctl.rootfs.checksums import Digest
 from hvctl.rootfs.content import Described
 from hvctl.rootfs.sources import USER, Wanted
+from hvctl.values import dataclass
 
 _BUILT_IN = Path(__file__).with_name("catalogue.toml")
 _SIGNATURE_BYTES = 256 * 1024

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hmac
 import re
-from dataclasses import dataclass
 
 from hvctl.errors import InvalidSpec
 from hvctl.rootfs import fetch
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.fetch import Fetched
+from hvctl.values import dataclass
 
 _LENGTHS = {64: "sha256", 128: "sha512"}
 _PLAIN = re.compile(r"\\?([0-9a-fA-F]{64}|[0-9a-fA-F]{128}) [ *](.+)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec, TimedOut
@@ -13,6 +12,7 @@ from hvctl.hostside import refusal, sandbox
 from hvctl.shell import Completed
 from hvctl.shell.base import Argument
 from hvctl.units import GIB, MIB, TIB, format_duration, format_size
+from hvctl.values import dataclass
 
 _NOT_FOUND = 127
 _SIGABRT, _SIGKILL, _SIGSEGV, _SIGXCPU, _SIGXFSZ = (128 + number for number in (6, 9, 11, 24, 25))

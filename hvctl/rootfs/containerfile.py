@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.errors import CommandFailed, InvalidSpec, NotFound
@@ -25,6 +25,7 @@ from hvctl.rootfs import building, halves, oci, published
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import GIB
+from hvctl.values import dataclass
 
 _TIMEOUT_S = 4 * 3600
 _LIMIT_BYTES = 1024**2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.errors import InvalidSpec
@@ -18,6 +18,7 @@ from hvctl.rootfs import confined, intake
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.intake import Limits
 from hvctl.units import now
+from hvctl.values import dataclass
 
 _HEAD_BYTES = 64 * 1024
 _ELF_MACHINE = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.errors import CommandFailed, HostError
@@ -16,6 +15,7 @@ from hvctl.rootfs.building import Building, begin
 from hvctl.rootfs.request import BuildRequest
 from hvctl.shell import Completed
 from hvctl.units import GIB, now
+from hvctl.values import dataclass
 
 _BOOTSTRAP_TIMEOUT_S = 3600
 _NEEDED_BYTES = 3 * GIB

@@ -14,7 +14,6 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.errors import HostError, HvctlError, Interrupted, InvalidSpec, NotFound, TimedOut, WrongState
@@ -24,6 +23,7 @@ from hvctl.hostside import download, files
 from hvctl.hostside.download import DownloadError, Transfer
 from hvctl.rootfs.building import Building, check_space
 from hvctl.units import GIB, format_size
+from hvctl.values import dataclass
 
 LIMIT_BYTES = 64 * GIB
 SMALL_BYTES = 4 * 1024**2

@@ -6,7 +6,6 @@ The programs that read the tree and write the file system are confined: a tree m
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.hostside import files, sandbox
@@ -14,6 +13,7 @@ from hvctl.model import Disk
 from hvctl.rootfs import rawdisk
 from hvctl.rootfs.building import Building
 from hvctl.rootfs.rawdisk import RawDisk
+from hvctl.values import dataclass
 
 KERNEL_ARGUMENTS = ("root=/dev/vda", "rw", "console=ttyS0", "quiet", "net.ifnames=0")
 """What boots such a disk. `net.ifnames=0`: the interface is eth0, as it is in a container."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec
@@ -21,6 +20,7 @@ from hvctl.rootfs import confined
 from hvctl.rootfs.confined import DEFAULTS, Limits, run_confined
 from hvctl.shell import Completed
 from hvctl.units import format_size
+from hvctl.values import dataclass
 
 __all__ = [
     "DiskFacts",

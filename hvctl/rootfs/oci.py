@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hvctl.rootfs.building import Building
 from hvctl.rootfs.intake import Layer
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import GIB, MIB, now
+from hvctl.values import dataclass
 
 _TIMEOUT_S = 4 * 3600
 _INDEX_LIMIT_BYTES = MIB

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hvctl.rootfs import confined
 from hvctl.rootfs.building import Building
 from hvctl.shell import Completed
 from hvctl.units import GIB
+from hvctl.values import dataclass
 
 NAME = "disk.raw"
 _COMMANDS, _EMPTY = "debugfs.commands", "empty"

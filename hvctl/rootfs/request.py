@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvctl.errors import InvalidSpec
 from hvctl.rootfs.published import check_tag
 from hvctl.units import GIB, TIB, format_size
+from hvctl.values import dataclass
 
 DEFAULT_DISK_BYTES = 10 * GIB
 # The tree takes 0.5 GiB; a guest that cannot install anything is of no use.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hvctl.errors import InvalidSpec, NotFound
@@ -24,6 +24,7 @@ from hvctl.rootfs.checksums import Digest
 from hvctl.rootfs.content import Described
 from hvctl.rootfs.sources import Wanted
 from hvctl.units import MIB
+from hvctl.values import dataclass
 
 _INDEX_BYTES = 4 * MIB
 _PRODUCTS_BYTES = 64 * MIB

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hvctl.errors import InvalidSpec
 from hvctl.events import Sink, ignore
@@ -18,6 +18,7 @@ from hvctl.host import Host
 from hvctl.model import Firmware, Image
 from hvctl.rootfs import building
 from hvctl.rootfs.building import Building
+from hvctl.values import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hvctl.errors import InvalidSpec
@@ -21,6 +21,7 @@ from hvctl.rootfs.building import Building, check_space
 from hvctl.rootfs.filesystem import KERNEL_ARGUMENTS
 from hvctl.rootfs.request import DEFAULT_DISK_BYTES
 from hvctl.units import GIB, MIB
+from hvctl.values import dataclass
 
 _PERCENT = filesystem.Percent(file_system=5, disk=55, digests=85)
 _OWN_KERNEL = "usr/lib/hvctl/kernel"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import ParamSpec, TypeVar
+
+from hvctl.values import dataclass
 
 P = ParamSpec("P")
 R = TypeVar("R")

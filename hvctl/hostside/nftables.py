@@ -1,0 +1,79 @@
+"""`nft`, run, and the number that the kernel gives to each state of all rules.
+
+Without `subprocess`, which costs every start of a guest 5 ms to import.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+
+_TIMEOUT_S = 10
+# <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
+_NETLINK_NETFILTER, _NLM_F_REQUEST, _NFTA_GEN_ID = 12, 1, 1
+_GET_GENERATION = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+_HEADERS = struct.Struct("=IHHII BBH")  # struct nlmsghdr, struct nfgenmsg
+
+
+class Running:
+    """`nft` that runs, given a text on its standard input."""
+
+    def __init__(self, words: list[str], text: str = "") -> None:
+        self._said = os.fdopen(os.memfd_create("said"), "w+")
+        with os.fdopen(os.memfd_create("given"), "w+") as given:
+            given.write(text)
+            given.flush()
+            os.lseek(given.fileno(), 0, os.SEEK_SET)
+            streams = [given.fileno(), self._said.fileno(), self._said.fileno()]
+            actions = [(os.POSIX_SPAWN_DUP2, stream, number) for number, stream in enumerate(streams)]
+            self._process = os.posix_spawn(_find_program(), ["nft", *words], os.environ, file_actions=actions)
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit status and all that it said, when it has ended. Raises TimeoutError when it had to be killed."""
+        handle = os.pidfd_open(self._process)
+        ended = select.poll()
+        ended.register(handle, select.POLLIN)
+        is_late = not ended.poll(_TIMEOUT_S * 1000)
+        os.close(handle)
+        if is_late:
+            os.kill(self._process, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+        with self._said:
+            self._said.seek(0)
+            said = self._said.read()
+        if is_late:
+            raise TimeoutError(f"nft did not end within {_TIMEOUT_S} s: {said[:500]}")
+        return status, said
+
+
+def run(words: list[str], text: str = "") -> tuple[int, str]:
+    """The exit status of `nft`, and all that it said."""
+    return Running(words, text).wait()
+
+
+def find_generation() -> int:
+    """The number of the present state of all rules on this host (in this network namespace): one more at each change."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as channel:
+        channel.settimeout(_TIMEOUT_S)
+        channel.send(_HEADERS.pack(_HEADERS.size, _GET_GENERATION, _NLM_F_REQUEST, 1, 0, socket.AF_UNSPEC, 0, 0))
+        answer = channel.recv(4096)
+    at = _HEADERS.size
+    while at + 8 <= len(answer):  # attributes: length and kind of each, then its value (netlink(7))
+        length, kind = struct.unpack_from("=HH", answer, at)
+        if kind == _NFTA_GEN_ID:
+            return int(struct.unpack_from("!I", answer, at + 4)[0])
+        at += max(4, (length + 3) & ~3)
+    raise OSError(errno.EPROTO, "the kernel does not tell the generation of nftables' rules")
+
+
+def _find_program() -> str:
+    """A hook's PATH is libvirtd's, which may lack sbin. Raises FileNotFoundError."""
+    folders = [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
+    for folder in folders:
+        if os.access(f"{folder}/nft", os.X_OK):
+            return f"{folder}/nft"
+    raise FileNotFoundError(errno.ENOENT, "not installed", "nft")
