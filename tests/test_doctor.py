@@ -107,6 +107,15 @@ def test_a_pipe_gets_the_table_without_colour(bare: Host, capsys: pytest.Capture
     assert "\x1b" not in printed
 
 
+def test_without_ssh_keygen_no_instance_can_be_made(
+    bare: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find(bare, "ssh").verdict is Verdict.OK
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = find(bare, "ssh")
+    assert (finding.verdict, finding.fix, finding.is_vital) == (Verdict.FAILED, "apt-get install openssh-client", True)
+
+
 def test_a_dnsmasq_that_cannot_be_told_to_forget_is_warned_of(
     bare: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

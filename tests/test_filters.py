@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,72 @@ def test_a_start_brings_back_every_guest_of_a_flushed_ruleset(tmp_path: Path) ->
     started = hook("prepare begin", definition(MINE.address), str(guests))
     assert MINE.address in started.stdout
     assert OTHER.address in started.stdout
+
+
+def admit_in_turn(tmp_path: Path, *steps: str) -> list[str]:
+    """Admit guests (`MAC ADDRESS` of that device) or run shell lines, in one network namespace; the rules after each step."""
+    script = (
+        "import pathlib, subprocess, sys; from hvctl.hostside import filters\n"
+        "filters.GUESTS = pathlib.Path(sys.argv[1])\n"
+        "for step in sys.argv[2:]:\n"
+        "    if step.startswith('hv'): filters.admit(filters.Guest(*step.split()))\n"
+        "    else: subprocess.run(step, shell=True, check=True)\n"
+        "    said = subprocess.run(['nft', '-a', 'list', 'ruleset'], capture_output=True, text=True, check=True)\n"
+        "    print(said.stdout, end='\\0')"
+    )
+    tmp_path.mkdir(exist_ok=True)
+    argv = ["unshare", "--net", sys.executable, "-c", script, str(tmp_path / "guests"), *steps]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def handle_of(rules: str) -> str:
+    """The kernel's number of our table: another one when the table was replaced."""
+    return re.findall(r"table bridge hvctl { # handle (\d+)", rules)[0]
+
+
+def words_of(rules: str) -> list[str]:
+    """In some order, as the kernel keeps elements in none, without the numbers that it gives."""
+    return sorted(re.sub(r"# handle \d+|,", "", rules).split())
+
+
+MINE_WORDS, OTHER_WORDS = (f"{guest.device} {guest.mac} {guest.address}" for guest in (MINE, OTHER))
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+def test_where_no_rule_has_changed_a_guest_is_only_added(tmp_path: Path) -> None:
+    first, second, again = admit_in_turn(tmp_path, MINE_WORDS, OTHER_WORDS, OTHER_WORDS)
+    assert (handle_of(second), again) == (handle_of(first), second)
+    _first, _flushed, written_whole = admit_in_turn(tmp_path, MINE_WORDS, "nft flush ruleset", OTHER_WORDS)
+    assert words_of(second) == words_of(written_whole)
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "nft flush ruleset",
+        "nft flush chain bridge hvctl from_guests",
+        "nft flush set bridge hvctl macs",
+        "nft delete table ip hvctl",
+        "nft add table ip somebody",
+    ],
+)
+def test_where_a_rule_has_changed_a_start_writes_all_anew(tmp_path: Path, harm: str) -> None:
+    first, _harmed, last = admit_in_turn(tmp_path, MINE_WORDS, harm, OTHER_WORDS)
+    assert handle_of(last) != handle_of(first)
+    _first, written_whole = admit_in_turn(tmp_path / "anew", MINE_WORDS, OTHER_WORDS)
+    assert set(words_of(written_whole)) <= set(words_of(last))
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+def test_an_interface_that_gets_another_address_keeps_only_that_one(tmp_path: Path) -> None:
+    _first, last = admit_in_turn(tmp_path, MINE_WORDS, f"{MINE.device} {MINE.mac} 10.99.0.77")
+    assert "10.99.0.77" in last
+    assert MINE.address not in last
 
 
 @pytest.mark.apart

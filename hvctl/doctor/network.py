@@ -86,6 +86,13 @@ def dnsmasq(host: Host) -> Outcome:
     return ok(path)
 
 
+@check("ssh", is_vital=True)
+def ssh(host: Host) -> Outcome:
+    """Instances get their host keys from ssh-keygen."""
+    path = host.shell.call(machine.find_program, ("ssh-keygen",))
+    return ok(path) if path else failed("'ssh-keygen' is not installed", fix="apt-get install openssh-client")
+
+
 @check("forwarding", needs_libvirt=True)
 def forwarding(host: Host) -> Outcome:
     """The host passes guests' packets on."""

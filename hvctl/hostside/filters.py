@@ -34,8 +34,6 @@ GUESTS = Path("/run/hvctl-guests")
 _DEVICE = re.compile(r"hv[0-9a-f]{10}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _LOCK_TIMEOUT_S = 10
-_STATE = GUESTS.with_suffix(".state")
-"""Network namespace and generation of all rules that our last change of the tables left, and for which networks."""
 _SETS = {
     "ports": "type ifname",
     "macs": "type ifname . ether_addr",
@@ -129,7 +127,7 @@ def remove() -> None:
 
     tables = ("bridge hvctl", "ip hvctl")
     _check(*nftables.run(["-f", "-"], "".join(f"add table {table}\ndelete table {table}\n" for table in tables)))
-    _STATE.unlink(missing_ok=True)
+    _state_path().unlink(missing_ok=True)
     shutil.rmtree(GUESTS, ignore_errors=True)
 
 
@@ -233,20 +231,26 @@ def _load() -> None:
 
 def _is_as_left() -> bool:
     """Whether nobody has changed any rule of this host since our last change: then our tables are complete."""
-    return _STATE.exists() and _STATE.read_text() == _state(nftables.find_generation())
+    path = _state_path()
+    return path.exists() and path.read_text() == _state(nftables.find_generation())
 
 
 @contextlib.contextmanager
 def _noted() -> Iterator[None]:
     """A change of the tables, by one `nft`. What it leaves is noted, unless others changed rules beside it."""
-    _STATE.unlink(missing_ok=True)
+    _state_path().unlink(missing_ok=True)
     generation = nftables.find_generation() + 1
     yield
     if nftables.find_generation() == generation:
-        _STATE.write_text(_state(generation))
+        _state_path().write_text(_state(generation))
+
+
+def _state_path() -> Path:
+    return GUESTS.with_suffix(".state")
 
 
 def _state(generation: int) -> str:
+    """What our last change left: network namespace and generation of all rules, and for which networks."""
     return f"{os.stat('/proc/self/ns/net').st_ino} {generation} {' '.join(subnets())}\n"
 
 

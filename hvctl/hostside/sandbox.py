@@ -24,7 +24,7 @@ WORK = "/work"
 """The directory, as the program sees it."""
 INPUTS = "/in"
 """Files that are bound for it by `place_input`."""
-_CODE = "/code/hvctl/hostside"
+_CODE = "/code"
 _SOURCE = Path(__file__).parent
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
@@ -96,8 +96,9 @@ def command(confinement: Confinement, argv: Sequence[str | PathLike[str]]) -> li
 
 def python_command(confinement: Confinement, module: str, arguments: Sequence[str]) -> list[str]:
     """The words that run `main(arguments)` of a module of this package confined, by the system's own python3."""
-    with_code = replace(confinement, read_only=(*confinement.read_only, (_SOURCE, _CODE)))
-    return command(with_code, python_words("/code", module, arguments))
+    code = ((_SOURCE, f"{_CODE}/hvctl/hostside"), (_SOURCE.parent / "values.py", f"{_CODE}/hvctl/values.py"))
+    with_code = replace(confinement, read_only=(*confinement.read_only, *code))
+    return command(with_code, python_words(_CODE, module, arguments))
 
 
 def python_words(code: str, module: str, arguments: Sequence[str]) -> list[str]:
