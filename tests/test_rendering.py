@@ -63,7 +63,7 @@ time.sleep(600)
 
 
 def test_the_process_beside_ends_with_the_one_that_began_it() -> None:
-    """Also when that is killed; and who reads what hvctl prints does not wait for it."""
+    """Also when that is killed: who reads what hvctl prints does not wait for longer."""
     with subprocess.Popen([sys.executable, "-c", LEFT], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         handle = os.pidfd_open(int(first.stdout.readline()))
