@@ -6,20 +6,23 @@ process do that beside what comes first; without it, or when that process is gon
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import marshal
 import os
 import signal
+import socket
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import jinja2
 
 _asking = threading.Lock()
-_beside: tuple[BinaryIO, BinaryIO] | None = None
-"""Where the process beside this one is asked, and where it answers."""
+_beside: io.BufferedRWPair | None = None
+"""Where the process beside this one is asked and answers."""
 
 
 class RenderError(Exception):
@@ -39,29 +42,28 @@ def begin(source: str) -> None:
     with _asking:
         if _beside is not None or threading.active_count() > 1:
             return
-        questions, question = os.pipe()
-        answers, answer = os.pipe()
-        if os.fork() == 0:
-            try:
-                os.close(question)
-                os.close(answers)
-                _serve(source, os.fdopen(questions, "rb"), os.fdopen(answer, "wb"))
-            finally:
-                os._exit(0)
-        os.close(questions)
-        os.close(answer)
-        _beside = os.fdopen(question, "wb"), os.fdopen(answers, "rb")
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # no process to be had: it is done here
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            if os.fork() == 0:
+                try:
+                    _serve(source, theirs)
+                finally:
+                    os._exit(0)
+            _beside = ours.makefile("rwb")
 
 
-def _serve(likely: str, questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer the process that this one was forked from, until that is gone."""
+def _serve(likely: str, channel: socket.socket) -> None:
+    """Answer the process that this one was forked from, until that is gone; hold nothing else that it had open."""
     os.setsid()  # Ctrl-C is for the other
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.closerange(0, channel.fileno())
+    os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     _answer(likely, {})
-    while True:
-        source, values = marshal.load(questions)
-        marshal.dump(_answer(source, values), answers)
-        answers.flush()
+    with channel.makefile("rwb") as questions:
+        while True:
+            source, values = marshal.load(questions)
+            marshal.dump(_answer(source, values), questions)
+            questions.flush()
 
 
 def render(source: str, values: Mapping[str, object]) -> str:
@@ -78,11 +80,10 @@ def _ask(source: str, values: Mapping[str, object]) -> tuple[str, str] | None:
     with _asking:
         if _beside is None:
             return None
-        questions, answers = _beside
         try:
-            marshal.dump((source, dict(values)), questions)
-            questions.flush()
-            answer: tuple[str, str] = marshal.load(answers)
+            marshal.dump((source, dict(values)), _beside)
+            _beside.flush()
+            answer: tuple[str, str] = marshal.load(_beside)
         except (OSError, EOFError, ValueError):  # it has ended, or a value is of no built-in type
             _beside = None
             return None

@@ -102,7 +102,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     (folder / "requests").write_text(json.dumps(requests))
     confinement = sandbox.Confinement(
         directory=folder,
-        read_only=((Path(sandbox.__file__).parent, "/code/hvctl/hostside"),),
+        read_only=sandbox.CODE,
         capabilities=unpack.CAPABILITIES,
     )
     argv = sandbox.command(confinement, ["/usr/bin/python3", "-ISB", "-c", _MANY])

@@ -26,6 +26,8 @@ INPUTS = "/in"
 """Files that are bound for it by `place_input`."""
 _CODE = "/code"
 _SOURCE = Path(__file__).parent
+CODE = ((_SOURCE, f"{_CODE}/hvctl/hostside"), (_SOURCE.parent / "values.py", f"{_CODE}/hvctl/values.py"))
+"""This package, as `python_command` shows it to a program."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
@@ -96,8 +98,7 @@ def command(confinement: Confinement, argv: Sequence[str | PathLike[str]]) -> li
 
 def python_command(confinement: Confinement, module: str, arguments: Sequence[str]) -> list[str]:
     """The words that run `main(arguments)` of a module of this package confined, by the system's own python3."""
-    code = ((_SOURCE, f"{_CODE}/hvctl/hostside"), (_SOURCE.parent / "values.py", f"{_CODE}/hvctl/values.py"))
-    with_code = replace(confinement, read_only=(*confinement.read_only, *code))
+    with_code = replace(confinement, read_only=(*confinement.read_only, *CODE))
     return command(with_code, python_words(_CODE, module, arguments))
 
 
