@@ -223,10 +223,6 @@ def _damage() -> Iterator[tuple[str, tuple[Archives, str]]]:
     yield "tar cut in a header", ((whole[: BLOCK // 2],), "cut short")
     yield "tar cut in the content", ((whole[:100_000],), "cut short")
     yield "tar cut between entries", ((whole[: 2 * BLOCK],), "no end mark")
-    yield (
-        "a name that leads upwards, then damage",
-        ((tar(_GOOD, entry("../up"))[:-BLOCK] + content[:BLOCK],), "upwards"),
-    )
     yield "one block of zeros, then more", ((tar(_GOOD)[:-BLOCK] + tar(_GOOD),), "goes on after an end mark")
     yield "text", ((b"<html>404 not found</html>" * 100,), "no tar archive|no number")
     yield "noise", ((content[:10_000],), "no tar archive|no number")

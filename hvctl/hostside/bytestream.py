@@ -35,11 +35,6 @@ class Stream:
         self._size = facts.st_size if stat.S_ISREG(facts.st_mode) and not has_digest else 0
         """0 where others cannot read parts of it, or must not: all is to be hashed."""
 
-    @property
-    def has_places(self) -> bool:
-        """Whether others can read parts of it (`skip`)."""
-        return self._size > 0
-
     def take(self, count: int) -> bytes:
         """Exactly so many bytes (few). Raises Refused at the end."""
         found = self.take_some(count)

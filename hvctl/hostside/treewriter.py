@@ -18,10 +18,10 @@ import stat
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from hvctl.hostside.beside import Tasks
-from hvctl.hostside.bytestream import copy_part
+from hvctl.hostside.bytestream import Stream, copy_part
 from hvctl.hostside.refusal import Refused, Unable, quote
 from hvctl.hostside.tarstream import Entry, Kind
 
@@ -43,15 +43,6 @@ _MOST_ATTRIBUTE_BYTES = 65536
 _KEPT_ATTRIBUTES = (b"user.", b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default")
 _OVERLAYS_ATTRIBUTES = b"user.overlay."
 _ACL_VERSION = b"\2\0\0\0"  # POSIX_ACL_XATTR_VERSION
-
-
-class Content(Protocol):
-    """Where an entry's content comes from: a `Stream`, or a `Place` in a file."""
-
-    descriptor: int
-
-    def copy(self, count: int, descriptor: int | None) -> None: ...
-    def skip(self, count: int) -> int | None: ...
 
 
 class _Open:
@@ -91,7 +82,7 @@ class Tree:
         while self._open:
             self._open.popitem()[1].close()
 
-    def add(self, entry: Entry, content: Content) -> None:
+    def add(self, entry: Entry, stream: Stream) -> None:
         """Make what an entry says, in place of what has its name; a directory stays and changes."""
         self._trim()
         names = self._split(entry.name)
@@ -106,7 +97,7 @@ class Tree:
             self._mine.add(hash((*parent.path, name)))
         match entry.kind:
             case Kind.FILE:
-                self._add_file(parent, name, entry, content)
+                self._add_file(parent, name, entry, stream)
             case Kind.DIRECTORY:
                 self._add_directory(parent, name, entry)
             case Kind.SYMLINK:
@@ -276,33 +267,26 @@ class Tree:
             self._remove(parent.descriptor, name, (*parent.path, name))
             return make()
 
-    def _add_file(self, parent: _Open, name: bytes, entry: Entry, content: Content) -> None:
-        # Owner, attributes, mode: chown(2) takes capabilities and setuid bits away, and so does writing.
-        is_plain = not (entry.uid or entry.gid or entry.mode & 0o7000 or entry.attributes or parent.gives_group)
-        mode, at = entry.mode if is_plain else 0o600, parent.descriptor
-        parent.is_changed = True
-        try:
-            descriptor = os.open(name, _NEW_FILE, mode, dir_fd=at)
-        except FileExistsError:
-            self._remove(at, name, (*parent.path, name))
-            descriptor = os.open(name, _NEW_FILE, mode, dir_fd=at)
+    def _add_file(self, parent: _Open, name: bytes, entry: Entry, stream: Stream) -> None:
+        descriptor = self._make(parent, name, lambda: os.open(name, _NEW_FILE, 0o600, dir_fd=parent.descriptor))
         is_long = entry.pieces is None and _LEAST_LEFT_BYTES <= entry.size <= _MOST_LEFT_BYTES
-        place = content.skip(entry.size) if is_long else None
+        place = stream.skip(entry.size) if is_long else None
         if place is None:
-            self._fill(descriptor, entry, is_plain, partial(_copy, content, entry))
+            self._fill(descriptor, entry, parent.gives_group, partial(_copy, stream, entry))
         else:
-            copy = partial(copy_part, content.descriptor, place, entry.size)
-            self._tasks.add(partial(self._fill, descriptor, entry, is_plain, copy))
+            copy = partial(copy_part, stream.descriptor, place, entry.size)
+            self._tasks.add(partial(self._fill, descriptor, entry, parent.gives_group, copy))
 
-    def _fill(self, descriptor: int, entry: Entry, is_plain: bool, copy: Callable[[int], None]) -> None:
+    def _fill(self, descriptor: int, entry: Entry, gives_group: bool, copy: Callable[[int], None]) -> None:
         """Write a new file's content, give it all the rest, and close it."""
         try:
             copy(descriptor)
-            if not is_plain:
+            # Owner, attributes, mode: chown(2) takes capabilities and setuid bits away, and so does writing.
+            if entry.uid or entry.gid or gives_group:
                 os.fchown(descriptor, entry.uid, entry.gid)
-                if entry.attributes:
-                    self._set_attributes(descriptor, entry)
-                os.fchmod(descriptor, entry.mode)
+            if entry.attributes:
+                self._set_attributes(descriptor, entry)
+            os.fchmod(descriptor, entry.mode)
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
@@ -432,14 +416,14 @@ class Tree:
             self._remove_lower(descriptor, child, (*path, child))
 
 
-def _copy(content: Content, entry: Entry, descriptor: int) -> None:
-    """Write a file's content; its holes stay holes."""
+def _copy(stream: Stream, entry: Entry, descriptor: int) -> None:
+    """Write what the stream has of a file; its holes stay holes."""
     if entry.pieces is None:
-        content.copy(entry.size, descriptor)
+        stream.copy(entry.size, descriptor)
         return
     for offset, length in entry.pieces:
         os.lseek(descriptor, offset, os.SEEK_SET)
-        content.copy(length, descriptor)
+        stream.copy(length, descriptor)
     os.ftruncate(descriptor, entry.full_size)
 
 

@@ -7,7 +7,6 @@ files of any owner. On stderr: progress (`refusal.PROGRESS`), then one line when
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,15 +14,14 @@ import os
 import resource
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from hvctl.hostside import capabilities, expand, refusal, sandbox
 from hvctl.hostside.beside import Flusher
 from hvctl.hostside.bytestream import Stream
 from hvctl.hostside.refusal import Refused, Unable
-from hvctl.hostside.relay import Relay
-from hvctl.hostside.tarstream import Entry, read_entries
-from hvctl.hostside.treewriter import Content, Tree
+from hvctl.hostside.tarstream import read_entries
+from hvctl.hostside.treewriter import Tree
 from hvctl.values import dataclass
 
 CAPABILITIES = (*sandbox.WRITE_ANY_OWNER, "CAP_SYS_CHROOT")
@@ -160,14 +158,8 @@ class _Job:
 
     def run(self) -> Report:
         """Apply it; this process can do nothing else afterwards."""
-        with self._named():
-            return self._run()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say of which layer something is said."""
         try:
-            yield
+            return self._run()
         except (Refused, Unable) as error:
             raise type(error)(f"{self._name}{error}") from error
 
@@ -180,14 +172,16 @@ class _Job:
         os.umask(0)
         capabilities.keep(sandbox.WRITE_ANY_OWNER)
         stream = Stream(source.descriptor, self._count_bytes, has_digest=bool(self._archive.expanded_sha256))
+        tree = Tree(depth=self._bounds.depth, path_bytes=self._bounds.path_bytes, is_upper=self._is_upper)
         try:
-            self._apply(stream)
+            self._apply(stream, tree)
             digest = stream.finish()
         except Refused:
             if stream.is_at_end:
                 source.finish()  # knows better why
             raise
         source.finish()
+        tree.close()
         self._flusher.finish()
         if self._archive.expanded_sha256 not in ("", digest):
             raise Refused(f"its content's digest is sha256:{digest}, not sha256:{self._archive.expanded_sha256}")
@@ -197,53 +191,21 @@ class _Job:
             expanded_bytes=self._before.expanded_bytes + stream.total_bytes,
         )
 
-    def _apply(self, stream: Stream) -> None:
-        relay = Relay(stream.descriptor, self._put_beside) if stream.has_places else None
-        try:
-            entries = self._read(stream)
-            if relay is None:
-                self._put_all((entry, stream) for entry in entries)
-            else:
-                for entry in entries:
-                    at = stream.skip(entry.size)
-                    if at is None:
-                        raise Refused("it is cut short")
-                    relay.send(entry, at)
-        except Refused:
-            if relay is not None:
-                relay.finish()  # what it refuses came earlier
-            raise
-        if relay is not None:
-            relay.finish()
-
-    def _read(self, stream: Stream) -> Iterator[Entry]:
+    def _apply(self, stream: Stream, tree: Tree) -> None:
         has_digest = bool(self._archive.sha256 or self._archive.expanded_sha256)
         for entry in read_entries(stream, needs_end=not has_digest):
             self._entries += 1
             if self._entries > self._bounds.entries:
                 raise Refused(f"it has more than {self._bounds.entries} entries")
+            if self._entries % _LOOK_ENTRIES == 0:
+                self._check_space()
             self._content_bytes += entry.full_size
             if self._content_bytes > self._bounds.expanded_bytes:
                 raise Refused(f"it expands to more than {self._bounds.expanded_bytes} bytes")
-            yield entry
-
-    def _put_beside(self, entries: Iterable[tuple[Entry, Content]]) -> None:
-        with self._named():
-            self._put_all(entries)
-
-    def _put_all(self, entries: Iterable[tuple[Entry, Content]]) -> None:
-        tree = Tree(depth=self._bounds.depth, path_bytes=self._bounds.path_bytes, is_upper=self._is_upper)
-        count, content_bytes = 0, 0
-        for entry, content in entries:
-            count, content_bytes = count + 1, content_bytes + entry.size
-            if count >= _LOOK_ENTRIES or content_bytes >= _LOOK_BYTES:
-                self._check_space(content_bytes)
-                count = content_bytes = 0
             if not (self._request.has_whiteouts and tree.white_out(entry)):
-                tree.add(entry, content)
+                tree.add(entry, stream)
             elif entry.size:
-                content.copy(entry.size, None)
-        tree.close()
+                stream.copy(entry.size, None)
 
     def _count_bytes(self, total_bytes: int) -> None:
         if total_bytes < self._next_look_bytes:
@@ -253,6 +215,7 @@ class _Job:
             raise Refused(f"it expands to more than {self._bounds.expanded_bytes} bytes")
         if total_bytes > max(self._bounds.ratio_floor_bytes, self._bounds.ratio * self._archive_bytes):
             raise Refused(f"it expands to more than {self._bounds.ratio} times its size")
+        self._check_space()
         if total_bytes >= self._next_flush_bytes:
             self._next_flush_bytes = total_bytes + _FLUSH_BYTES
             self._flusher.begin()
@@ -262,10 +225,9 @@ class _Job:
         sys.stderr.write(f"{refusal.PROGRESS}{self._before.archive_bytes + read}\n")
         sys.stderr.flush()
 
-    def _check_space(self, wanted_bytes: int) -> None:
-        """Raise Unable where there is not enough for so many bytes more (at most: some of them may be there)."""
+    def _check_space(self) -> None:
         facts = os.statvfs("/")
-        if facts.f_bavail * facts.f_frsize - wanted_bytes < self._bounds.reserve_bytes:
+        if facts.f_bavail * facts.f_frsize < self._bounds.reserve_bytes:
             raise Unable("the file system is nearly full")
         if facts.f_files and facts.f_favail < _LEAST_INODES:
             raise Unable("the file system has nearly no inodes left")
