@@ -46,7 +46,10 @@ def run(app: App, image: str, command: tuple[str, ...], **options: object) -> in
 
     Example: hvctl run docker://alpine:3 -- uname -a
     """
-    from hvctl import run as flow
+    from hvctl import templates
+
+    templates.begin(Mode.VM if options["as_container"] is False else Mode.CONTAINER)
+    from hvctl import run as flow  # beside it
     from hvctl.instances.create import Request
 
     if app.is_json:

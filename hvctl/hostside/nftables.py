@@ -11,11 +11,15 @@ import select
 import signal
 import socket
 import struct
+import sys
 
 _TIMEOUT_S = 10
 # <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
 _NETLINK_NETFILTER, _NLM_F_REQUEST, _NFTA_GEN_ID = 12, 1, 1
-_GET_GENERATION = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+_NEW_GENERATION, _GET_GENERATION = (
+    (10 << 8) | 15,
+    (10 << 8) | 16,
+)  # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN
 _HEADERS = struct.Struct("=IHHII BBH")  # struct nlmsghdr, struct nfgenmsg
 
 
@@ -56,12 +60,15 @@ def run(words: list[str], text: str = "") -> tuple[int, str]:
 
 
 def find_generation() -> int:
-    """The number of the present state of all rules on this host (in this network namespace): one more at each change."""
+    """The number of the present state of all rules on this host (in this network namespace): one more at each change.
+
+    Raises OSError where the kernel has no nftables.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as channel:
         channel.settimeout(_TIMEOUT_S)
         channel.send(_HEADERS.pack(_HEADERS.size, _GET_GENERATION, _NLM_F_REQUEST, 1, 0, socket.AF_UNSPEC, 0, 0))
         answer = channel.recv(4096)
-    at = _HEADERS.size
+    at = _HEADERS.size if answer[4:6] == _NEW_GENERATION.to_bytes(2, sys.byteorder) else len(answer)
     while at + 8 <= len(answer):  # attributes: length and kind of each, then its value (netlink(7))
         length, kind = struct.unpack_from("=HH", answer, at)
         if kind == _NFTA_GEN_ID:
