@@ -136,7 +136,7 @@ def test_libvirts_hook_imports_nothing_that_it_can_do_without() -> None:
     script = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
     script += "\n".join(f"import hvctl.hostside.{name}" for name in modules.split()) + "\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-ISc", script], capture_output=True, text=True, timeout=60, check=True)
-    dear = {"dataclasses", "inspect", "shutil", "subprocess", "threading", "typing"}
+    dear = {"dataclasses", "inspect", "json", "shutil", "subprocess", "threading", "typing"}
     assert dear & set(done.stdout.split()) == set()
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -153,10 +152,13 @@ def list_networks(*, but: str = "") -> list[str]:
 
 def subnets() -> list[str]:
     """The subnets of the registered networks, sorted."""
-    found = []
-    for path in sorted(NETWORKS.glob("*.json")):
-        found.append(str(ipaddress.IPv4Network(json.loads(path.read_text())["subnet"])))
-    return sorted(found)
+    import json  # here: a guest that is just added needs none
+
+    return sorted(str(ipaddress.IPv4Network(json.loads(text)["subnet"])) for text in _networks())
+
+
+def _networks() -> list[str]:
+    return [path.read_text() for path in sorted(NETWORKS.glob("*.json"))]
 
 
 def render(guests: Iterable[Guest], subnets: Iterable[str]) -> str:
@@ -251,7 +253,7 @@ def _state_path() -> Path:
 
 def _state(generation: int) -> str:
     """What our last change left: network namespace and generation of all rules, and for which networks."""
-    return f"{os.stat('/proc/self/ns/net').st_ino} {generation} {' '.join(subnets())}\n"
+    return "\n".join((str(os.stat("/proc/self/ns/net").st_ino), str(generation), *_networks()))
 
 
 def _check(status: int, said: str) -> None:
