@@ -21,7 +21,12 @@ _AGENT_TIMEOUT_S, _KEYGEN_TIMEOUT_S = 3, 60
 def new_pair() -> KeyPair:
     """A fresh ed25519 key pair without a passphrase. Raises HostError without ssh-keygen."""
     with _vanishing_directory() as directory:
-        return _make_pair(directory / "key")
+        path = directory / "key"
+        LocalShell().run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], timeout_s=_KEYGEN_TIMEOUT_S
+        )
+        private = files.read_file(path)
+    return KeyPair(private=private, public=identity.public_of(private))
 
 
 def begin_pair() -> Callable[[], KeyPair]:
@@ -35,13 +40,6 @@ def begin_pair() -> Callable[[], KeyPair]:
         return made[0]
 
     return take
-
-
-def _make_pair(path: Path) -> KeyPair:
-    """A new pair in `path` and `path.pub`, the private one for its owner alone."""
-    LocalShell().run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], timeout_s=_KEYGEN_TIMEOUT_S)
-    private = files.read_file(path)
-    return KeyPair(private=private, public=identity.public_of(private))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import os
 import re
 from pathlib import Path
 
-from hvctl.hostside import files, groups
+from hvctl.hostside import daemons, files, groups
 
 DEFAULT_PROCESSES = 4096
 """Processes and threads of a container for which nothing else was asked."""
@@ -35,19 +35,16 @@ class Limits:
 
 def make_groups(name: str, uuid: str, limits: Limits) -> None:
     """The groups that nobody else makes, for a container about to start; the emulator wrapper is told of them."""
-    has_systemd = os.path.isdir("/run/systemd/system")
-    trees = {} if has_systemd else groups.find_hierarchies()
+    trees = {} if daemons.has_systemd() else groups.find_hierarchies()
     joined = []
-    if "pids" in trees:
-        group = groups.find_own(trees["pids"], uuid)
+    for controller in sorted(trees.keys() & {"pids", "name=systemd"}):
+        group = groups.find_own(trees[controller], uuid)
         os.makedirs(group, exist_ok=True)
-        groups.write(f"{group}/pids.max", str(limits.processes))
-        joined.append(f"{group}/{groups.TASKS}\n")
-    if "name=systemd" in trees:  # the systemd inside makes its groups here
-        group = groups.find_own(trees["name=systemd"], uuid)
-        os.makedirs(group, exist_ok=True)
-        for path in (group, f"{group}/cgroup.procs", f"{group}/{groups.TASKS}"):
-            os.chown(path, limits.first_id, limits.first_id)
+        if controller == "pids":
+            groups.write(f"{group}/pids.max", str(limits.processes))
+        else:  # the systemd inside makes its groups here
+            for path in (group, f"{group}/cgroup.procs", f"{group}/{groups.TASKS}"):
+                os.chown(path, limits.first_id, limits.first_id)
         joined.append(f"{group}/{groups.TASKS}\n")
     folder = Path(groups.NOTES)
     files.make_directory(folder, 0o700)

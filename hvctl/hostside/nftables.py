@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import struct
 import sys
+
+from hvctl.hostside.ending import ends_within
 
 _TIMEOUT_S = 10
 # <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
@@ -38,11 +39,7 @@ class Running:
 
     def wait(self) -> tuple[int, str]:
         """Its exit status and all that it said, when it has ended. Raises TimeoutError when it had to be killed."""
-        handle = os.pidfd_open(self._process)
-        ended = select.poll()
-        ended.register(handle, select.POLLIN)
-        is_late = not ended.poll(_TIMEOUT_S * 1000)
-        os.close(handle)
+        is_late = not ends_within(self._process, _TIMEOUT_S)
         if is_late:
             os.kill(self._process, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
@@ -78,7 +75,7 @@ def find_generation() -> int:
 
 
 def _find_program() -> str:
-    """A hook's PATH is libvirtd's, which may lack sbin. Raises FileNotFoundError."""
+    """A hook's PATH is libvirtd's, which may lack sbin. Raises FileNotFoundError. (`shutil.which` costs 3 ms to import.)"""
     folders = [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
     for folder in folders:
         if os.access(f"{folder}/nft", os.X_OK):

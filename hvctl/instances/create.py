@@ -84,19 +84,19 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
 
 
 def make_plan(
-    host: Host, request: Request, image: Image | None = None, take_key: Callable[[], identity.KeyPair] | None = None
+    host: Host, request: Request, image: Image | None = None, take_key: Callable[[], identity.KeyPair] = keys.new_pair
 ) -> Plan:
     """Check a request against image (where given, else the one it names), template and host. Changes nothing.
 
-    `take_key`: where the ssh host key was begun before (`keys.begin_pair`).
+    `take_key`: gives the ssh host key, where one was begun before (`keys.begin_pair`).
     """
     identity.check_name(request.spec.name)
-    take_key = take_key or keys.begin_pair()
     backend = get_backend(request.spec.mode)
     image = image or published.get_image(host, request.spec.image)
     spec = replace(request.spec, template=request.spec.template or backend.choose_template(image))
     template = templates.get_template(spec.mode, spec.template, host.config.template_folders)
     _check_user_data(request.user_data)
+    key = take_key()
     uuid = uuid4()
     record = Record(
         uuid=uuid,
@@ -107,22 +107,22 @@ def make_plan(
         network=host.config.network,
         mac=identity.new_mac(),
         login_user=image.login_user,
+        host_key=key.public,
         authorized_keys=() if image.process is not None else request.authorized_keys,
         provision=image.provision,
         created_at=now(),
     )
     backend.check(host, record, image)
     record, note = backend.plan(host, record, image, require_kvm=request.require_kvm)
-    plan = Plan(record=record, image=image, template=template, secrets=Secrets(host_key=b""), note=note)
+    secrets = _make_secrets(host, request, image, key.private)
+    plan = Plan(record=record, image=image, template=template, secrets=secrets, note=note)
     xml = format_xml(host, plan)  # a template that cannot be rendered is found before anything is made
     _check_kind(xml, plan)
     if (
         ElementTree.fromstring(xml).find("devices/interface") is None
     ):  # on no network of ours: there is nothing to reserve
-        record = replace(record, network="")
-    key = take_key()
-    secrets = _make_secrets(host, request, image, key.private)
-    return replace(plan, record=replace(record, host_key=key.public), secrets=secrets)
+        plan = replace(plan, record=replace(record, network=""))
+    return plan
 
 
 def format_xml(host: Host, plan: Plan, record: Record | None = None) -> str:

@@ -2,7 +2,7 @@
 
 libvirt's calls have no time limit of their own. Opening is done in a thread that is left behind when it hangs; after
 that, keepalive messages (answered by libvirtd's main loop) close a connection whose daemon is stopped or gone, and
-every call then under way fails. They need an event loop that runs: one daemon thread, begun with the first connection.
+every call then under way fails. They need an event loop that runs: one daemon thread, a second after the first connection.
 """
 
 from __future__ import annotations

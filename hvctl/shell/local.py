@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import shlex
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import IO
 
 from hvctl.errors import CommandFailed, HostError, HvctlError, TimedOut
 from hvctl.hostside import locks
+from hvctl.hostside.ending import ends_within
 from hvctl.shell.base import Argument, Completed, P, R, Shell
 
 log = logging.getLogger(__name__)
@@ -121,14 +121,8 @@ def _communicate(
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:
     """As its own `wait`, which looks every 50 ms whether it has ended, but woken by its end. Raises TimeoutExpired."""
-    handle = os.pidfd_open(process.pid)
-    try:
-        ended = select.poll()  # not select(2), which knows no descriptor above 1023
-        ended.register(handle, select.POLLIN)
-        if not ended.poll(timeout_s * 1000):
-            raise subprocess.TimeoutExpired(process.args, timeout_s)
-    finally:
-        os.close(handle)
+    if not ends_within(process.pid, timeout_s):
+        raise subprocess.TimeoutExpired(process.args, timeout_s)
     process.wait()
 
 
