@@ -2,12 +2,16 @@
 
 libvirt's calls have no time limit of their own. Opening is done in a thread that is left behind when it hangs; after
 that, keepalive messages (answered by libvirtd's main loop) close a connection whose daemon is stopped or gone, and
-every call then under way fails. They need an event loop that runs: one daemon thread, a second after the first connection.
+every call then under way fails. They need an event loop that runs: one daemon thread, a second after the first
+connection, or as soon as somebody waits for an event.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import libvirt
 
@@ -42,6 +46,19 @@ class Connection:
             with in_words(f"cannot watch the connection to {uri}"):
                 handle.setKeepAlive(_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT)
         return cls(uri, handle)
+
+    @contextlib.contextmanager
+    def watching(self, domain: libvirt.virDomain, events: dict[int, Callable[..., Any]]) -> Iterator[None]:
+        """Have each event (`VIR_DOMAIN_EVENT_ID_*`) of the domain told without delay to its function, on the event thread."""
+        expect_events()
+        identifiers = []
+        try:
+            for event, tell in events.items():
+                identifiers.append(self.handle.domainEventRegisterAny(domain, event, tell, None))
+            yield
+        finally:
+            for identifier in identifiers:
+                self.handle.domainEventDeregisterAny(identifier)
 
     def close(self) -> None:
         """Close; fine when it is lost already."""

@@ -73,18 +73,14 @@ def detach(connection: Connection, domain: libvirt.virDomain, source: str, *, ti
             refused.set()
             ended.set()
 
-    handle, attempt = connection.handle, f"cannot take a disk out of {domain.name()!r}"
-    with in_words(attempt):
-        watches = [
-            handle.domainEventRegisterAny(domain, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, on_removed, None),
-            handle.domainEventRegisterAny(domain, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, on_refused, None),
-        ]
-        try:
-            domain.detachDeviceFlags(ElementTree.tostring(disk, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
-            _wait(domain, source, ended, timeout_s)
-        finally:
-            for watch in watches:
-                handle.domainEventDeregisterAny(watch)
+    attempt = f"cannot take a disk out of {domain.name()!r}"
+    events = {
+        libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: on_removed,
+        libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: on_refused,
+    }
+    with in_words(attempt), connection.watching(domain, events):
+        domain.detachDeviceFlags(ElementTree.tostring(disk, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        _wait(domain, source, ended, timeout_s)
     if refused.is_set():
         raise GuestFailed(f"{attempt}: the guest refused to let go of it", hint="is it in use inside? unmount it there")
 

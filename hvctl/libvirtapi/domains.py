@@ -332,15 +332,10 @@ def shut_down(connection: Connection, domain: libvirt.virDomain, *, timeout_s: f
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             stopped.set()
 
-    with in_words(f"cannot shut down {name!r}"):
-        identifier = connection.handle.domainEventRegisterAny(
-            domain, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle, None
-        )
-        try:
-            ask()
-            _wait_for_event(stopped, domain, timeout_s, ask)
-        finally:
-            connection.handle.domainEventDeregisterAny(identifier)
+    events = {libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: on_lifecycle}
+    with in_words(f"cannot shut down {name!r}"), connection.watching(domain, events):
+        ask()
+        _wait_for_event(stopped, domain, timeout_s, ask)
 
 
 def _wait_for_event(
