@@ -1,8 +1,8 @@
 """Advisory locks that live as long as a process, or a program that it started, lives.
 
 `flock(2)` on a file: the kernel lets go when the last descriptor is closed, so `kill -9` frees it and nothing stale
-stays behind. Descriptors are handed to every program that `Shell.run` starts (`held_descriptors`), so a qemu-img that
-outlives its parent still counts as "busy".
+stays behind. Descriptors are handed to every program that `Shell.run` starts (`lending`), so a qemu-img that outlives
+its parent still counts as "busy".
 """
 
 from __future__ import annotations
@@ -11,17 +11,26 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _held: set[int] = set()
+_changing = threading.Lock()
 _LONGEST_PAUSE_S = 0.008
 
 
-def held_descriptors() -> tuple[int, ...]:
-    """The descriptors of all locks that this process holds now."""
-    return tuple(_held)
+@contextlib.contextmanager
+def lending() -> Iterator[tuple[int, ...]]:
+    """Descriptors of all locks that this process holds now, good for the block: another thread may let go meanwhile."""
+    with _changing:
+        copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) for descriptor in _held]
+    try:
+        yield tuple(copies)
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 @contextlib.contextmanager
@@ -32,14 +41,16 @@ def hold(path: Path, *, timeout_s: float) -> Iterator[None]:
     cannot be opened.
     """
     descriptor = _take(path, time.monotonic() + timeout_s)
-    _held.add(descriptor)
+    with _changing:
+        _held.add(descriptor)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
-        _held.discard(descriptor)
-        os.close(descriptor)
+        with _changing:
+            _held.discard(descriptor)
+            os.close(descriptor)
 
 
 def is_free(path: Path) -> bool:

@@ -71,15 +71,16 @@ def host_error(error: OSError) -> HvctlError:
 def _start(words: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:
     """A program in a process group of its own, killed with all that it started when the block is left early."""
     try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=locks.held_descriptors(),
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-        )
+        with locks.lending() as held:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=held,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+            )
     except FileNotFoundError as error:
         raise HostError(
             f"the program {words[0]!r} is not installed on this host", hint="see what is missing: hvctl host doctor"
