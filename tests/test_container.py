@@ -94,6 +94,28 @@ def test_an_over_eater_is_killed_inside_and_the_rest_goes_on(settings: Config, b
     assert sh(settings, "boxed", "systemctl is-active ssh").strip() == "active"
 
 
+def _oom_score(process: int) -> int:
+    return int(Path(f"/proc/{process}/oom_score_adj").read_text())
+
+
+@container_only("control groups")
+def test_what_is_inside_is_killed_before_what_holds_it(host: Host, settings: Config, boxed: Instance) -> None:
+    """libvirt's controller and the parent of an `exec` are in the same group, and larger than many a process inside."""
+    controller = domains.get_number(domains.get(host.connection(Mode.CONTAINER), boxed.record.uuid))
+    init = groups.find_init(controller)
+    words = [sys.executable, "-m", "hvctl", "exec", "boxed", "--", "sh", "-c", "echo begun; read end"]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env=environment(settings), **streams) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "begun\n"
+        holder = groups.find_init(process.pid)  # its only child
+        command = groups.find_init(holder)
+        likely, unlikely = (
+            [_oom_score(number) for number in numbers] for numbers in ((init, command), (controller, holder))
+        )
+        process.communicate("end\n")
+    assert max(unlikely) < min(likely)
+
+
 @container_only("control groups")
 def test_a_fork_bomb_stops_at_the_number_of_processes(settings: Config, boxed: Instance) -> None:
     said = sh(settings, "boxed", "for n in $(seq 200); do sleep 3 & done; wait")

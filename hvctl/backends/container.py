@@ -46,7 +46,7 @@ class ContainerBackend(Backend):
 
     mode: ClassVar[Mode] = Mode.CONTAINER
     noun: ClassVar[str] = "a container"
-    least_memory_bytes: ClassVar[int] = 16 * MIB
+    least_memory_bytes: ClassVar[int] = 32 * MIB  # libvirt_lxc itself counts, and needs 20
     layers: ClassVar[ContainerLayers] = ContainerLayers()
     example: ClassVar[Mapping[str, Any]] = {"first_id": 0x70000000}
     disks: ClassVar[ContainerDisks] = ContainerDisks()
@@ -382,7 +382,7 @@ class ContainerBackend(Backend):
         return domains.get_used_bytes(self._domain(host, record))
 
     def read_log(self, host: Host, record: Record, *, limit_bytes: int) -> bytes:
-        """The journal of this boot while it runs (it is kept in memory); else what its controller said.
+        """The journal of this boot while it runs (it is kept in memory); else what went wrong as its controller said it.
 
         An application's: what its process printed.
         """
@@ -396,7 +396,7 @@ class ContainerBackend(Backend):
         path = Path("/var/log/libvirt/lxc") / f"{record.name}.log"
         if not host.shell.call(files.exists, path):
             return b""
-        return host.shell.call(files.read_tail, path, limit_bytes=limit_bytes)
+        return _find_faults(host.shell.call(files.read_tail, path, limit_bytes=limit_bytes), str(record.uuid))
 
     def _domain(self, host: Host, record: Record) -> Any:
         return domains.get(host.connection(self.mode), record.uuid)
@@ -404,6 +404,16 @@ class ContainerBackend(Backend):
     def _controller(self, host: Host, record: Record) -> int:
         """The process of `libvirt_lxc`, which is libvirt's number of the domain. Raises WrongState when it is off."""
         return domains.get_number(self._domain(host, record))
+
+
+def _find_faults(log: bytes, uuid: str) -> bytes:
+    """What a controller's last start has to say for people. libvirt's log goes on from start to start, of whoever has the
+    name; each begins with "starting up" and the command lines, with the container's UUID, of the controller and its init."""
+    last = log.rpartition(b": starting up\n")[2]
+    if uuid.encode() not in last:
+        return b""
+    noise = (b"PATH=", b": info :", b": warning :", b"error destroying network device")  # which is gone already then
+    return b"".join(line for line in last.splitlines(keepends=True) if not any(word in line for word in noise))
 
 
 def _proc_files() -> tuple[tuple[str, str], ...]:

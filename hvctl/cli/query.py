@@ -96,9 +96,12 @@ def logs(app: App, name: str, lines: int | None) -> None:
     """
     from hvctl.instances import query
 
-    found = query.read_console(app.host, query.get(app.host, name), lines=lines or 0)
+    instance = query.get(app.host, name)
+    found = query.read_console(app.host, instance, lines=lines or 0)
 
     def for_people() -> None:
+        if not found:
+            click.echo(f"{name}: nothing is logged ({instance.state})", err=True)
         for line in found:
             click.echo(line)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import hvctl.hostside
 from hvctl.host import Host
 from hvctl.hostsetup.change import Change
-from hvctl.hostside import daemons, emulator, files, filters
+from hvctl.hostside import daemons, emulator, files, filters, groups
 
 HOOKS = tuple(Path(f"/etc/libvirt/hooks/{driver}.d/hvctl") for driver in ("qemu", "lxc"))
 _CODE = filters.NETWORKS.parent
@@ -70,7 +70,15 @@ def format_script(code: Path) -> str:
 # Made by `hvctl host setup`, removed by `hvctl host teardown`. What it does: {code}/hvctl/hostside/hook.py
 case $2/$3 in
 prepare/begin | reconnect/begin | release/end) ;;
-started/begin) [ -d /run/systemd/system ] || exit 0 ;; # elsewhere the emulator wrapper has done it before the start
+started/begin)
+    if ! [ -d /run/systemd/system ]; then # the emulator wrapper has done all before the start, but for this
+        read -r _domain kind id || exit 0
+        id=${{id#*\\'}} id=${{id%%\\'*}}
+        [ "$kind" = "type='lxc'" ] && [ -e "{groups.NOTES}/$1" ] || exit 0
+        {{ echo {groups.UNLIKELY_VICTIM} > "/proc/$id/oom_score_adj" || echo 0 > "/proc/$id/oom_score_adj"; }} 2> /dev/null
+        exit 0
+    fi
+    ;;
 *) exit 0 ;;
 esac
 exec /usr/bin/python3 -ISc 'import os, sys

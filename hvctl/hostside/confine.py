@@ -53,6 +53,7 @@ def make_groups(name: str, uuid: str, limits: Limits) -> None:
 
 def hold(controller: int, limits: Limits) -> None:
     """Put these limits around a container that runs, given the process of its controller; fine when they are there."""
+    groups.spare(controller)  # without it the container is gone; it has started all that it ever starts
     scope = find_scope(controller)
     if scope:
         import subprocess  # here: a start that needs none is 5 ms quicker

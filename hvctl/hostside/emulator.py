@@ -27,6 +27,8 @@ if [ -n "$name" ]; then
         echo 0 > "$tasks"
     done < "{groups.NOTES}/$name"
     trap - EXIT
+    # For all in it; this itself is spared again once it runs, by the hook. Root may be forbidden to lower it.
+    echo {groups.LIKELY_VICTIM} > /proc/self/oom_score_adj 2> /dev/null || :
 fi
 program=/usr/lib/libvirt/libvirt_lxc
 [ -x "$program" ] || program=/usr/libexec/libvirt_lxc

@@ -88,7 +88,9 @@ def run(
         os.close(tell)
         theirs.close()
         try:
-            pass_to(_read_told(told))
+            process = _read_told(told)
+            groups.spare(child)  # it can tell how the command ended; what it has started does not inherit it any more
+            pass_to(process)
         except OSError:
             os.waitpid(child, 0)
             raise
@@ -119,6 +121,7 @@ class _Joined:
         handle = os.pidfd_open(init)
         _close_all_but({0, 1, 2, *streams, tell, channel, handle})
         _join_groups(init)
+        groups.resemble(init)
         _take_label(init)
         flags = 0
         for name, flag in _NAMESPACES.items():

@@ -130,19 +130,16 @@ def get_xml(host: Host, instance: Instance) -> str:
 
 
 def read_console(host: Host, instance: Instance, *, lines: int = 0, start: int = 0) -> tuple[str, ...]:
-    """The last lines of the boot log (0: all); empty where there is none or this user may not read it.
+    """The last lines of the boot log (0: all); empty where there is none. Raises HvctlError where it cannot be read.
 
     `start`: bytes to leave out, of a log that goes on from boot to boot.
     """
     from hvctl.backends import get_backend
 
-    try:
-        backend = get_backend(instance.record.mode)
-        limit_bytes = 1024**2 if lines == 0 else 64 * 1024
-        if start and (new_bytes := backend.measure_log(host, instance.record) - start) >= 0:
-            limit_bytes = min(limit_bytes, new_bytes)  # else virtlogd has begun a new file
-        content = backend.read_log(host, instance.record, limit_bytes=limit_bytes)
-    except HvctlError:
-        return ()
+    backend = get_backend(instance.record.mode)
+    limit_bytes = 1024**2 if lines == 0 else 64 * 1024
+    if start and (new_bytes := backend.measure_log(host, instance.record) - start) >= 0:
+        limit_bytes = min(limit_bytes, new_bytes)  # else virtlogd has begun a new file
+    content = backend.read_log(host, instance.record, limit_bytes=limit_bytes)
     shown = tuple(line.rstrip("\r") for line in content.decode(errors="replace").splitlines() if line.strip())
     return shown[-lines:]

@@ -136,5 +136,8 @@ def _went_off(host: Host, instance: Instance, stage: str, log_start: int) -> Gue
 
 def _with_console(host: Host, instance: Instance, message: str, log_start: int) -> str:
     """The message and the last lines of this boot's log."""
-    lines = query.read_console(host, instance, lines=_CONSOLE_LINES, start=log_start)
+    try:
+        lines = query.read_console(host, instance, lines=_CONSOLE_LINES, start=log_start)
+    except HvctlError as error:
+        return f"{message} (its log cannot be read: {error.message})"
     return "\n".join([message, *lines]) if lines else f"{message} (no console output)"
