@@ -7,21 +7,24 @@ process do that beside what comes first; without it, or when that process is gon
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
-import io
 import marshal
 import os
 import signal
 import socket
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
 
+_LONGEST_ANSWER_S, _LONGEST_REST_S = 10, 60
+_PR_SET_PDEATHSIG = 1
+_SIZE_BYTES = 4
 _asking = threading.Lock()
-_beside: io.BufferedRWPair | None = None
+_beside: socket.socket | None = None
 """Where the process beside this one is asked and answers."""
 
 
@@ -36,34 +39,61 @@ class RenderError(Exception):
 def begin(source: str) -> None:
     """Begin to load Jinja, and to compile a template that is likely to be asked for, in a process forked from this one.
 
-    It ends with this one. Fine when there is one; where there are other threads, it is not safe to fork, and nothing is done.
+    It ends with this one, or when it has had nothing to do for a minute. Fine when there is one; where there are other
+    threads, it is not safe to fork, and nothing is done.
     """
     global _beside
     with _asking:
         if _beside is not None or threading.active_count() > 1:
             return
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # no process to be had: it is done here
-            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            parent = os.getpid()
             if os.fork() == 0:
                 try:
-                    _serve(source, theirs)
+                    _serve(source, theirs, parent)
                 finally:
                     os._exit(0)
-            _beside = ours.makefile("rwb")
+            ours.settimeout(_LONGEST_ANSWER_S)
+            _beside = ours
 
 
-def _serve(likely: str, channel: socket.socket) -> None:
+def _serve(likely: str, channel: socket.socket, parent: int) -> None:
     """Answer the process that this one was forked from, until that is gone; hold nothing else that it had open."""
     os.setsid()  # Ctrl-C is for the other
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.closerange(0, channel.fileno())
     os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a template may never end
+    if os.getppid() != parent:
+        return
     _answer(likely, {})
-    with channel.makefile("rwb") as questions:
-        while True:
-            source, values = marshal.load(questions)
-            marshal.dump(_answer(source, values), questions)
-            questions.flush()
+    channel.settimeout(_LONGEST_REST_S)
+    while True:
+        source, values = _receive(channel)
+        _send(channel, _answer(source, values))
+
+
+def _send(channel: socket.socket, message: object) -> None:
+    """Raises OSError; ValueError for what is of no built-in type."""
+    data = marshal.dumps(message)
+    channel.sendall(len(data).to_bytes(_SIZE_BYTES, "big") + data)
+
+
+def _receive(channel: socket.socket) -> Any:
+    """Raises OSError; EOFError when the other end is closed. (`marshal.load` would take a Ctrl-C for that: Python 3.11.2.)"""
+    return marshal.loads(_read(channel, int.from_bytes(_read(channel, _SIZE_BYTES), "big")))
+
+
+def _read(channel: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = channel.recv(size - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
 
 
 def render(source: str, values: Mapping[str, object]) -> str:
@@ -78,15 +108,16 @@ def _ask(source: str, values: Mapping[str, object]) -> tuple[str, str] | None:
     """The other process's answer; None without one."""
     global _beside
     with _asking:
-        if _beside is None:
+        channel, _beside = _beside, None  # whatever happens now, its answer is never taken for the next question's
+        if channel is None:
             return None
         try:
-            marshal.dump((source, dict(values)), _beside)
-            _beside.flush()
-            answer: tuple[str, str] = marshal.load(_beside)
-        except (OSError, EOFError, ValueError):  # it has ended, or a value is of no built-in type
-            _beside = None
+            _send(channel, (source, dict(values)))
+            answer: tuple[str, str] = _receive(channel)
+        except (OSError, EOFError, ValueError):  # it has ended, takes too long, or a value is of no built-in type
+            channel.close()
             return None
+        _beside = channel
         return answer
 
 

@@ -153,12 +153,13 @@ def test_a_start_brings_back_every_guest_of_a_flushed_ruleset(tmp_path: Path) ->
 
 
 def admit_in_turn(tmp_path: Path, *steps: str) -> list[str]:
-    """Admit guests (`MAC ADDRESS` of that device) or run shell lines, in one network namespace; the rules after each step."""
+    """Admit guests (`DEVICE MAC ADDRESS`) or run lines of shell or Python, in one network namespace; the rules after each."""
     script = (
-        "import pathlib, subprocess, sys; from hvctl.hostside import filters\n"
-        "filters.GUESTS = pathlib.Path(sys.argv[1])\n"
+        "import pathlib, subprocess, sys, textwrap; from hvctl.hostside import filters, nftables\n"
+        "filters.GUESTS, filters.NETWORKS = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1] + '.networks')\n"
         "for step in sys.argv[2:]:\n"
         "    if step.startswith('hv'): filters.admit(filters.Guest(*step.split()))\n"
+        "    elif step.startswith('python:'): exec(textwrap.dedent(step.removeprefix('python:')))\n"
         "    else: subprocess.run(step, shell=True, check=True)\n"
         "    said = subprocess.run(['nft', '-a', 'list', 'ruleset'], capture_output=True, text=True, check=True)\n"
         "    print(said.stdout, end='\\0')"
@@ -179,7 +180,8 @@ def words_of(rules: str) -> list[str]:
     return sorted(re.sub(r"# handle \d+|,", "", rules).split())
 
 
-MINE_WORDS, OTHER_WORDS = (f"{guest.device} {guest.mac} {guest.address}" for guest in (MINE, OTHER))
+THIRD = filters.Guest("hv00000000cc", "52:00:00:00:00:cc", "10.99.0.12")
+MINE_WORDS, OTHER_WORDS, THIRD_WORDS = (f"{guest.device} {guest.mac} {guest.address}" for guest in (MINE, OTHER, THIRD))
 
 
 @pytest.mark.apart
@@ -208,6 +210,59 @@ def test_where_a_rule_has_changed_a_start_writes_all_anew(tmp_path: Path, harm: 
     assert handle_of(last) != handle_of(first)
     _first, written_whole = admit_in_turn(tmp_path / "anew", MINE_WORDS, OTHER_WORDS)
     assert set(words_of(written_whole)) <= set(words_of(last))
+
+
+# Once, right after the rules were looked at; or by each nft that is started, before it does what it is to do.
+HARM_WHEN_LOOKED = """python:
+    looked = nftables.find_generation
+    def harm():
+        nftables.find_generation, seen = looked, looked()
+        subprocess.run(["nft", *{harm!r}.split()], check=True)
+        return seen
+    nftables.find_generation = harm"""
+HARM_BEFORE_NFT = """python:
+    wrapper = pathlib.Path(sys.argv[1] + ".nft")
+    wrapper.write_text('#!/bin/sh\\nnft {harm}; exec nft "$@"\\n')
+    wrapper.chmod(0o700)
+    found, nftables._find_program = nftables._find_program, lambda: str(wrapper)"""
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+@pytest.mark.parametrize("harm", ["flush ruleset", "flush chain bridge hvctl from_guests", "delete table ip hvctl"])
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [(HARM_WHEN_LOOKED, "true"), (HARM_BEFORE_NFT, "python:nftables._find_program = found")],
+    ids=["looked", "before nft"],
+)
+def test_rules_that_change_while_a_guest_is_added_are_all_there_after_the_next(
+    tmp_path: Path, harm: str, begin: str, end: str
+) -> None:
+    steps = (MINE_WORDS, begin.format(harm=harm), OTHER_WORDS, end, THIRD_WORDS)
+    *_before, last = admit_in_turn(tmp_path, *steps)
+    *_before, written_whole = admit_in_turn(tmp_path / "anew", MINE_WORDS, OTHER_WORDS, THIRD_WORDS)
+    assert words_of(last) == words_of(written_whole)
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+def test_the_rules_of_another_namespace_or_boot_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """Each begins to count anew, and what is known of guests may outlive it."""
+    for _namespace in range(2):
+        (rules,) = admit_in_turn(tmp_path, MINE_WORDS)
+        assert MINE.address in rules
+    assert (
+        (tmp_path / "guests.state").read_text().startswith(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    )
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+def test_a_guest_that_is_forgotten_halfway_is_not_let_in_for_long(tmp_path: Path) -> None:
+    """Killed in the middle: the next start of any guest writes what is known, and no more."""
+    kill = "python:filters._load = lambda: None; filters.dismiss(filters.Guest(*{!r}.split()))".format(MINE_WORDS)
+    *_before, last = admit_in_turn(tmp_path, MINE_WORDS, OTHER_WORDS, kill, THIRD_WORDS)
+    assert OTHER.address in last and MINE.address not in last
 
 
 @pytest.mark.apart

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.cli import wait_for
 
 TEMPLATE = "<domain>{{ name }}{% for item in items %} {{ item[0] }}={{ item[1] }}{% endfor %}</domain>"
 
@@ -53,25 +57,35 @@ def test_a_mistake_is_told_from_beside_as_from_here() -> None:
     assert ("division" in said, is_undefined, here) == (True, "False", "False")
 
 
+ENDLESS = "{% for number in range(10 ** 15) %}{% endfor %}"
 LEFT = """
-import os, time
+import os, sys, time
 from hvctl import rendering
-rendering.begin("<domain/>")
+rendering.begin(sys.argv[1])
 print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
-time.sleep(600)
+rendering.render(sys.argv[2], {}) if sys.argv[2:] else time.sleep(600)
 """
 
 
-def test_the_process_beside_ends_with_the_one_that_began_it() -> None:
+@pytest.mark.parametrize(
+    ("number", "templates"),
+    [(signal.SIGKILL, ["<domain/>"]), (signal.SIGKILL, [ENDLESS]), (signal.SIGINT, ["<domain/>", ENDLESS])],
+    ids=["killed", "killed while it renders", "interrupted while it waits"],
+)
+def test_the_process_beside_ends_with_the_one_that_began_it(number: int, templates: list[str]) -> None:
     """Also when that is killed: who reads what hvctl prints does not wait for longer."""
-    with subprocess.Popen([sys.executable, "-c", LEFT], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        handle = os.pidfd_open(int(first.stdout.readline()))
+    words = [sys.executable, "-c", LEFT, *templates]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stdout and first.stderr
+        handle = os.pidfd_open(beside := int(first.stdout.readline()))
         try:
-            first.kill()
+            if ENDLESS in templates:  # it is at it, not only loading, once it has used the processor for that long
+                wait_for(lambda: sum(map(int, Path(f"/proc/{beside}/stat").read_text().split()[13:15])) >= 100)
+            first.send_signal(number)
             assert first.stdout.read() == ""
             ended = select.poll()
             ended.register(handle, select.POLLIN)
             assert ended.poll(30_000)
         finally:
             os.close(handle)
+            first.kill()

@@ -91,26 +91,32 @@ def admitting(guest: Guest) -> Iterator[None]:
     path, entry = GUESTS / guest.device, f"{guest.mac} {guest.address}\n"
     with _locked():
         known = path.read_text() if path.exists() else ""
-        is_complete = _is_as_left()
+        seen = nftables.find_generation()  # once: what others change after that is never taken for ours
+        is_complete = _is_as_left(seen)
         if is_complete and known == entry:
             yield
             return
-        with _noted():
-            path.write_text(entry)
-            # An element is added in 5 ms. Tables that are replaced take 20, for the kernel waits until nobody reads them.
-            nft = nftables.Running(["-f", "-"], _add(guest) if is_complete and not known else _whole())
-            try:
-                yield
-            finally:
-                ended = nft.wait()
-            _check(*ended)
+        _forget()
+        path.write_text(entry)
+        # An element is added in 5 ms. Tables that are replaced take 20, for the kernel waits until nobody reads them.
+        is_added = is_complete and not known
+        nft = nftables.Running(["-f", "-"], _add(guest) if is_added else _whole())
+        try:
+            yield
+        finally:
+            status, said = nft.wait()
+        if is_added and status != 0:  # somebody has taken the tables away at this very moment
+            _load()
+            return
+        _check(status, said)
+        _note(seen)
 
 
 def dismiss(guest: Guest) -> None:
     """Forget this guest; fine when it is not known."""
     with _locked():
-        with contextlib.suppress(FileNotFoundError):
-            (GUESTS / guest.device).unlink()
+        _forget()
+        (GUESTS / guest.device).unlink(missing_ok=True)
         _load()
 
 
@@ -126,7 +132,7 @@ def remove() -> None:
 
     tables = ("bridge hvctl", "ip hvctl")
     _check(*nftables.run(["-f", "-"], "".join(f"add table {table}\ndelete table {table}\n" for table in tables)))
-    _state_path().unlink(missing_ok=True)
+    _forget()
     shutil.rmtree(GUESTS, ignore_errors=True)
 
 
@@ -227,33 +233,37 @@ def _locked() -> contextlib.AbstractContextManager[None]:
 
 
 def _load() -> None:
-    with _noted():
-        _check(*nftables.run(["-f", "-"], _whole()))
+    _forget()
+    seen = nftables.find_generation()
+    _check(*nftables.run(["-f", "-"], _whole()))
+    _note(seen)
 
 
-def _is_as_left() -> bool:
+def _is_as_left(now: nftables.Generation) -> bool:
     """Whether nobody has changed any rule of this host since our last change: then our tables are complete."""
     path = _state_path()
-    return path.exists() and path.read_text() == _state(nftables.find_generation())
+    return path.exists() and path.read_text() == _state(now)
 
 
-@contextlib.contextmanager
-def _noted() -> Iterator[None]:
-    """A change of the tables, by one `nft`. What it leaves is noted, unless others changed rules beside it."""
+def _forget() -> None:
+    """Before anything is changed: whoever comes after a crash writes all anew."""
     _state_path().unlink(missing_ok=True)
-    generation = nftables.find_generation() + 1
-    yield
-    if nftables.find_generation() == generation:
-        _state_path().write_text(_state(generation))
+
+
+def _note(seen: nftables.Generation) -> None:
+    """After one change that has succeeded: that this is how we left it, unless others have changed rules since `seen`."""
+    now = nftables.find_generation()
+    if now == seen.next():
+        _state_path().write_text(_state(now))
 
 
 def _state_path() -> Path:
     return GUESTS.with_suffix(".state")
 
 
-def _state(generation: int) -> str:
-    """What our last change left: network namespace and generation of all rules, and for which networks."""
-    return "\n".join((str(os.stat("/proc/self/ns/net").st_ino), str(generation), *_networks()))
+def _state(generation: nftables.Generation) -> str:
+    """What our last change left: which state of all rules, and for which networks."""
+    return "\n".join((str(generation), *_networks()))
 
 
 def _check(status: int, said: str) -> None:

@@ -15,6 +15,7 @@ import sys
 from hvctl.hostside.ending import ends_within
 
 _TIMEOUT_S = 10
+_SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>
 # <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
 _NETLINK_NETFILTER, _NLM_F_REQUEST, _NFTA_GEN_ID = 12, 1, 1
 _NEW_GENERATION, _GET_GENERATION = (
@@ -56,22 +57,56 @@ def run(words: list[str], text: str = "") -> tuple[int, str]:
     return Running(words, text).wait()
 
 
-def find_generation() -> int:
-    """The number of the present state of all rules on this host (in this network namespace): one more at each change.
+class Generation:
+    """A state of all rules of one network namespace. `number` is one more at each change.
 
-    Raises OSError where the kernel has no nftables.
+    `namespace`: neither its inode, which is given again, nor its number alone, which begins anew with each boot.
     """
+
+    def __init__(self, namespace: str, number: int) -> None:
+        self.namespace = namespace
+        self.number = number
+
+    def next(self) -> Generation:
+        """After one more change."""
+        return Generation(self.namespace, self.number + 1)
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other)
+
+    def __str__(self) -> str:
+        return f"{self.namespace} {self.number}"
+
+
+def find_generation() -> Generation:
+    """The present state of all rules of this host (of this network namespace). Raises OSError where the kernel has no
+    nftables."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as channel:
         channel.settimeout(_TIMEOUT_S)
         channel.send(_HEADERS.pack(_HEADERS.size, _GET_GENERATION, _NLM_F_REQUEST, 1, 0, socket.AF_UNSPEC, 0, 0))
         answer = channel.recv(4096)
+        namespace = _identify_namespace(channel)
     at = _HEADERS.size if answer[4:6] == _NEW_GENERATION.to_bytes(2, sys.byteorder) else len(answer)
     while at + 8 <= len(answer):  # attributes: length and kind of each, then its value (netlink(7))
         length, kind = struct.unpack_from("=HH", answer, at)
         if kind == _NFTA_GEN_ID:
-            return int(struct.unpack_from("!I", answer, at + 4)[0])
+            return Generation(namespace, *struct.unpack_from("!I", answer, at + 4))
         at += max(4, (length + 3) & ~3)
     raise OSError(errno.EPROTO, "the kernel does not tell the generation of nftables' rules")
+
+
+def _identify_namespace(channel: socket.socket) -> str:
+    """A channel's network namespace, among all there ever are on this machine; each time another where Linux (before 5.14)
+    does not tell."""
+    with open("/proc/sys/kernel/random/boot_id") as stream:
+        boot = stream.read().strip()
+    try:
+        cookie = channel.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        cookie = os.urandom(8)
+    return f"{boot} {cookie.hex()}"
 
 
 def _find_program() -> str:
