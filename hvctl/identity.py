@@ -22,7 +22,9 @@ _KEY_TYPES = (
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 )
-_PRIVATE_MAGIC = b"openssh-key-v1\0"
+# How a file of one private key without a passphrase begins (OpenSSH's PROTOCOL.key): cipher, key derivation, its parameters.
+_PRIVATE_BEGIN = b"openssh-key-v1\0" + b"\0\0\0\4none" * 2 + b"\0\0\0\0" + b"\0\0\0\1"
+_PRIVATE_LINES = (b"-----BEGIN OPENSSH PRIVATE KEY-----", b"-----END OPENSSH PRIVATE KEY-----")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +71,38 @@ def check_public_key(line: str) -> str:
 
 
 def public_of(private: bytes) -> str:
-    """The public line of an ed25519 key in OpenSSH's private format, where it stands in the clear (its PROTOCOL.key).
+    """The public line of an ed25519 key in OpenSSH's private format, without a passphrase (its PROTOCOL.key).
 
-    Raises InvalidSpec for anything else.
+    Raises InvalidSpec for anything else, and where the two halves are not whole or not of one key.
     """
     try:
-        data = base64.b64decode(b"".join(line for line in private.splitlines() if not line.startswith(b"-----")))
-    except binascii.Error:
-        data = b""
-    at = len(_PRIVATE_MAGIC)
-    for _field in ("cipher", "key derivation", "its parameters"):
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    at += 4  # how many keys follow: one
-    length = int.from_bytes(data[at : at + 4], "big")
-    public = base64.b64encode(data[at + 4 : at + 4 + length]).decode()
-    if not data.startswith(_PRIVATE_MAGIC) or not length:
-        raise InvalidSpec("this is no private ssh key", hint="make one: ssh-keygen -t ed25519")
-    return check_public_key(f"ssh-ed25519 {public}")
+        begin, *lines, end = private.strip().splitlines()
+        data = base64.b64decode(b"".join(lines), validate=True)
+        public, section = _read_strings(data.removeprefix(_PRIVATE_BEGIN), 2)
+        check, check_again = section[:4], section[4:8]
+        kind, point, secret = _read_strings(section[8:], 3)  # a comment and padding follow
+        is_whole = (
+            (begin, end) == _PRIVATE_LINES
+            and data.startswith(_PRIVATE_BEGIN)
+            and kind == b"ssh-ed25519"
+            and _read_strings(public, 2) == [kind, point]
+            and check == check_again
+            and (len(secret), secret[32:]) == (64, point)
+        )
+    except ValueError:  # cut off somewhere
+        is_whole = False
+    if not is_whole:
+        raise InvalidSpec("this is no private ssh key, or not a whole one", hint="make one: ssh-keygen -t ed25519")
+    return f"ssh-ed25519 {base64.b64encode(public).decode()}"
+
+
+def _read_strings(data: bytes, count: int) -> list[bytes]:
+    """So many length-prefixed strings (RFC 4251, 5). Raises ValueError for one that is cut off."""
+    found, at = [], 0
+    for _string in range(count):
+        size = int.from_bytes(data[at : at + 4], "big")
+        at += 4 + size
+        if at > len(data) or at < 4 + size:
+            raise ValueError("cut off")
+        found.append(data[at - size : at])
+    return found

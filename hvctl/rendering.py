@@ -75,9 +75,9 @@ def _serve(likely: str, channel: socket.socket, parent: int) -> None:
         _send(channel, _answer(source, values))
 
 
-def _send(channel: socket.socket, message: object) -> None:
+def _send(channel: socket.socket, message: tuple[str, object]) -> None:
     """Raises OSError; ValueError for what is of no built-in type."""
-    data = marshal.dumps(message)
+    data = marshal.dumps(message)  # type: ignore[arg-type]  # what cannot be is refused
     channel.sendall(len(data).to_bytes(_SIZE_BYTES, "big") + data)
 
 

@@ -260,7 +260,7 @@ def test_the_rules_of_another_namespace_or_boot_are_not_taken_for_ours(tmp_path:
 @pytest.mark.guest
 def test_a_guest_that_is_forgotten_halfway_is_not_let_in_for_long(tmp_path: Path) -> None:
     """Killed in the middle: the next start of any guest writes what is known, and no more."""
-    kill = "python:filters._load = lambda: None; filters.dismiss(filters.Guest(*{!r}.split()))".format(MINE_WORDS)
+    kill = f"python:filters._load = lambda: None; filters.dismiss(filters.Guest(*{MINE_WORDS!r}.split()))"
     *_before, last = admit_in_turn(tmp_path, MINE_WORDS, OTHER_WORDS, kill, THIRD_WORDS)
     assert OTHER.address in last and MINE.address not in last
 

@@ -44,12 +44,13 @@ def begin_pair() -> Callable[[], KeyPair]:
 
 @contextmanager
 def _vanishing_directory() -> Iterator[Path]:
-    """A directory for secrets; root's is gone with this process, however it ends."""
-    if os.geteuid() != 0:
+    """A directory for secrets; that of a root who may mount is gone with this process, however it ends."""
+    try:
+        tree = mounts.open_memory()
+    except OSError:
         with tempfile.TemporaryDirectory(prefix="hvctl-") as directory:
             yield Path(directory)
         return
-    tree = mounts.open_memory()
     try:
         yield Path(f"/proc/{os.getpid()}/fd/{tree}")
     finally:

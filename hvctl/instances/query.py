@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvctl import metadata, operation
-from hvctl.errors import HvctlError, NotFound, NotManaged, Unsupported, WrongState
+from hvctl.errors import NotFound, NotManaged, Unsupported, WrongState
 from hvctl.host import Host
 from hvctl.libvirtapi import domains
 from hvctl.model import Endpoint, Instance, Mode, Provision, Record, State
