@@ -11,13 +11,13 @@ import contextlib
 import errno
 import fcntl
 import os
-import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Iterator
 from pathlib import Path
 
 _held: set[int] = set()
-_changing = threading.Lock()
+_changing = allocate_lock()  # `threading` costs each start of a guest to import
 _LONGEST_PAUSE_S = 0.008
 
 
