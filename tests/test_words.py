@@ -51,8 +51,13 @@ def test_others_words_are_none_of_ours_and_mean_what_there_is(path: str) -> None
     [
         ("ls", "hvctl list"),
         ("kill web", "hvctl stop --force"),
+        ("destroy web", "hvctl stop --force, or: hvctl delete"),
+        ("autostart web", "hvctl set --autostart"),
+        ("disk rm web data", "hvctl disk remove"),
+        ("disk detach web data", "hvctl disk remove --keep"),
         ("snapshot create web one", "hvctl snapshot take"),
         ("image rm x", "hvctl image delete"),
+        ("backup prune web", "hvctl backup delete --keep"),
         ("creat web", "hvctl create"),
         ("template lst", "hvctl template list"),
         ("host doktor", "hvctl host doctor"),
