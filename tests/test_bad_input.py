@@ -80,6 +80,7 @@ CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
         (("start", "nosuch"), 3, "nosuch"),
         (("delete", "--yes", "nosuch"), 3, "nosuch"),
         (("set", "nosuch"), 2, "nothing to change"),
+        (("rename", "same", "same"), 2, "hvctl rename same NEW"),
         (("ssh", "nosuch"), 255, "nosuch"),
         (("console", "nosuch"), 3, "nosuch"),
         (("image", "delete", "--yes", "nosuch"), 3, "nosuch"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hvctl.model import Image
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--container/--vm", "as_container", default=None, help="Which (default: an application: a container).")
