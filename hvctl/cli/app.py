@@ -151,6 +151,8 @@ class App:
                 with self._printing:
                     done(name, result)
             except HvctlError as error:
+                if repr(name) not in error.message:
+                    error.message = f"{name}: {error.message}"
                 failed[name] = error
                 self.print_error(error)
 

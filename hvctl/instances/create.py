@@ -158,7 +158,7 @@ def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -
         if request.wishes.are_any:
             raise InvalidSpec(
                 f"image {image.name!r} is a whole system: it has no command of its own",
-                hint="leave --env, --entrypoint and the command away; run it later: hvctl exec",
+                hint="leave --env, --entrypoint, --user and the command away; run it later: hvctl exec",
             )
         return Secrets(host_key=host_key, user_data=request.user_data)
     if request.user_data:
