@@ -74,7 +74,9 @@ def console(app: App, name: str, force: bool) -> None:
     if sys.stdin.isatty():
         click.echo(f"console of {name}: ^] leaves, Enter shows a prompt", err=True)
     was_left = enter.console(app.host, name, force=force)
-    if not was_left:
+    if was_left and sys.stdin.isatty():
+        click.echo(err=True)  # the guest's line has no end
+    elif not was_left:
         click.echo(f"\r\n{name}: the console has ended: it is off, or somebody took it over", err=True)
 
 
