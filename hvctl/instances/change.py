@@ -17,7 +17,6 @@ from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import RENAME, SET
 from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Record, Spec, State
-from hvctl.units import format_size
 from hvctl.values import dataclass
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,7 @@ def _report(host: Host, before: Instance, record: Record, changes: Changes) -> t
     is_off = before.state in (State.STOPPED, State.CRASHED)
     for field, value, shown in (
         ("cpus", changes.cpus, str(changes.cpus)),
-        ("memory", changes.memory_bytes, format_size(changes.memory_bytes or 0)),
+        ("memory", changes.memory_bytes, f"{changes.memory_bytes} bytes"),
     ):
         if value is not None:
             done.append(Changed(field=field, value=shown, is_live=is_off or _try_live(host, record, field)))

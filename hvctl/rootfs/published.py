@@ -97,7 +97,7 @@ def _check_no_source(text: str) -> None:
     if is_file or sources.is_source(text):
         named = "" if text.startswith("images:") else f" --name {sources.suggest_name(text)}"
         raise InvalidSpec(
-            f"{text!r} is where an image may come from, not the name of one",
+            f"{text!r} cannot be the name of an image: it is where one may come from",
             hint=f"hvctl image {'import' if is_file else 'pull'} {shlex.quote(text)}{named}",
         )
 
