@@ -16,7 +16,16 @@ from typing import Any
 from hvctl import identity
 from hvctl.access import terminal
 from hvctl.backends import get_backend, processes
-from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, NotFound, TimedOut, Unsupported, UsageError
+from hvctl.errors import (
+    AlreadyExists,
+    GuestFailed,
+    HvctlError,
+    InvalidSpec,
+    NotFound,
+    TimedOut,
+    Unsupported,
+    UsageError,
+)
 from hvctl.events import Sink, ignore
 from hvctl.host import Host
 from hvctl.instances import claim, create, effects, enter, lifecycle, query
@@ -54,6 +63,11 @@ def run(host: Host, request: Request, events: Sink = ignore, *, streams: Sequenc
         raise UsageError(
             f"image {image.name!r} is a whole system, with no command of its own",
             hint=f"hvctl run {image.name} -- COMMAND; to keep it: hvctl create NAME --image {image.name}",
+        )
+    if image.process is None and request.create.wishes.are_any:
+        raise InvalidSpec(
+            f"image {image.name!r} is a whole system: --env, --entrypoint and --user are for applications",
+            hint=f"say it in the command: hvctl run {image.name} -- env K=V COMMAND, or -- runuser -u USER -- COMMAND",
         )
     made = replace(request.create, spec=spec)
     with host.lock(claim.run_lock(spec.name)), contextlib.ExitStack() as stack:

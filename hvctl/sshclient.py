@@ -144,7 +144,7 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keys: Sequence[Pa
                 hint=f"hvctl logs {endpoint.instance}",
             ) from error
     raise GuestFailed(
-        f"{endpoint.instance!r} accepts none of your {tried} keys for user {endpoint.user!r}",
+        f"{endpoint.instance!r} accepts none of your keys for user {endpoint.user!r} (tried: {tried})",
         hint=f"go in without ssh and add one: hvctl exec {endpoint.instance} -- ...",
     )
 

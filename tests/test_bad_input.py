@@ -55,6 +55,7 @@ def assert_refused(done: Ran, status: int, *words: str) -> None:
 
 
 CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
+CONTAINER = (*CREATE, "x", "--container")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,18 @@ CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
     [
         ((*CREATE, "Bad_Name"), 7, "Bad_Name"),
         (("create", "x", "--image", "nosuch"), 3, "hvctl image list; which there could be: hvctl image catalogue"),
+        (("create", "x", "--image", "docker://alpine"), 7, "hvctl image pull docker://alpine --name alpine"),
+        (("create", "x", "--image", "oci:img:1"), 7, "hvctl image pull oci:img:1 --name img-1"),
+        (("create", "x", "--image", "images:debian/12"), 7, "next: hvctl image pull images:debian/12"),
+        (("create", "x", "--image", "/srv/a b.img"), 7, "cannot be the name of an image"),
+        (("create", "x", "--image", "/srv/mine.img"), 7, "hvctl image import /srv/mine.img --name mine.img"),
+        ((*CONTAINER, "--mount", "/nosuch:/data"), 7, "'/nosuch' is not there on this host; next: mkdir /nosuch"),
+        ((*CONTAINER, "--mount", "/etc/passwd:/data"), 7, "share the one that it is in: --mount /etc:/data"),
+        ((*CONTAINER, "--mount", "/srv:data"), 7, "'data' is no absolute path"),
+        ((*CONTAINER, "--mount", "/srv:/da/../ta"), 7, "next: --mount /srv:/ta"),
+        ((*CONTAINER, "--mount", "/srv://dev"), 7, "next: --mount /srv:/dev"),
+        (("run", "--env", "A=b", "tiny", "--", "env"), 255, "hvctl run tiny -- env K=V COMMAND"),
+        ((*CREATE, "x", "--env", "A=b"), 7, "leave --env, --entrypoint, --user and the command away"),
         ((*CREATE, "x", "--template", "nosuch"), 3, "hvctl template list"),
         ((*CREATE, "x", "--memory", "lots"), 7, "lots"),
         ((*CREATE, "x", "--memory", "1M"), 7, "too little"),
@@ -80,6 +93,7 @@ CREATE = ("create", "--image", "tiny", "--no-start", "--memory", "128M")
         (("start", "nosuch"), 3, "nosuch"),
         (("delete", "--yes", "nosuch"), 3, "nosuch"),
         (("set", "nosuch"), 2, "nothing to change"),
+        (("rename", "same", "same"), 2, "hvctl rename same NEW"),
         (("ssh", "nosuch"), 255, "nosuch"),
         (("console", "nosuch"), 3, "nosuch"),
         (("image", "delete", "--yes", "nosuch"), 3, "nosuch"),
@@ -262,7 +276,30 @@ def test_ctrl_c_undoes_a_create(host: Host, settings: Config, tiny_image: str, t
     assert world.differences(before, world.look(host)) == []
 
 
+def test_a_slash_at_the_end_of_a_place_is_left_away(here: None, unchanged: None) -> None:
+    done = call_here(*CONTAINER, "--mount", "/srv:/data/", "--print-xml")
+    assert (done.status, 'target dir="/data"' in done.out) == (0, True), done
+
+
+def test_a_shared_directory_that_vanished_is_named(host: Host, here: None, tiny_image: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    assert call_here(*CREATE, "sharing", "--container", "--mount", f"{shared}:/data").status == 0
+    shared.rmdir()
+    assert_refused(call_here("start", "sharing"), 8, f"directory '{shared}' that it shares", f"; next: mkdir {shared}")
+    lifecycle.delete(host, "sharing")
+
+
+def test_sizes_are_told_as_they_are_written(host: Host, here: None, tiny_image: str) -> None:
+    create.create(host, create.Request(spec=tiny.make_spec("resized"), start=False))
+    assert call_here("set", "resized", "--memory", "256M").out == "resized: memory 256MiB, now\n"
+    lifecycle.delete(host, "resized")
+
+
 def test_several_names_each_get_their_line(settings: Config, host: Host, tiny_image: str) -> None:
+    done = run(settings, "create", "one", "two", "--image", "nosuch", "--no-start")
+    assert done.status == 3
+    assert sorted(line.split(": there")[0] for line in done.err.splitlines()) == ["hvctl: one", "hvctl: two"]
     done = run(settings, *CREATE, "one", "Two", "three")
     assert done.status == 7
     assert "Two" in done.err

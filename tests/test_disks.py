@@ -62,12 +62,13 @@ REFUSED: tuple[tuple[Mode | None, str, int, str], ...] = (
     (None, "add nobody d --size 1G", 3, "no instance"),
     (None, "remove off nosuch --yes", 3, "disk list off"),
     (None, "remove off root --yes", 2, "hvctl delete off"),
-    (None, "move off nosuch off", 2, "already"),
+    (None, "move off nosuch off", 3, "disk list off"),
+    (None, "move off root off", 2, "already; next: hvctl disk list off"),
     (None, "resize off nosuch 1G", 3, "disk list off"),
     (None, "delete nosuch --yes", 3, "disk list --unattached"),
     (VM, "resize off root none", 7, "without a size"),
     (VM, "add off d", 7, "--size"),
-    (VM, "add off d --size 1024P", 7, "not possible"),
+    (None, "add off d --size 1024P", 7, "not possible"),
     (VM, "add off d --size 1G --target /srv/d", 6, "host features"),
     (VM, "add off d --size 1G --format qcow2 --filesystem ext4", 6, "raw"),
     (VM, "add off d --size 1G --serial a,b", 7, "serial number"),
@@ -107,6 +108,25 @@ def test_a_disk_never_shrinks(settings: Config, mode: Mode, stopped: Instance) -
     assert (done.status, "cannot shrink" in done.err) == (7, True)
     assert "already" in disk(settings, "resize", "off", "data", "32M").out
     assert "64MiB" in disk(settings, "resize", "off", "data", "64M").out
+    done = run(settings, "disk", "resize", "off", "data", "900T")  # found before the record says so
+    assert (done.status, "not possible" in done.err) == (7, True)
+    assert "already" in disk(settings, "resize", "off", "data", "64M").out
+
+
+@pytest.mark.apart
+@pytest.mark.only_mode(Mode.CONTAINER, "a VM has no places")
+def test_a_volume_keeps_the_place_that_somebody_gave_it(
+    host: Host, settings: Config, mode: Mode, stopped: Instance
+) -> None:
+    create.create(host, create.Request(spec=tiny.make_spec("other", mode), start=False))
+    disk(settings, "add", "off", "mail", "--target", "/var/mail")
+    disk(settings, "add", "off", "data")
+    assert "other: mail is at /var/mail" in disk(settings, "move", "off", "mail", "other").out
+    assert "other: new is at /srv/new" in disk(settings, "move", "off", "data", "other", "--as", "new").out
+    disk(settings, "add", "off", "box", "--target", "/var/mail")
+    disk(settings, "remove", "other", "mail", "--keep")
+    assert "off: mail is at /srv/mail" in disk(settings, "add", "off", "mail", "--volume", "mail").out
+    lifecycle.delete(host, "other")
 
 
 @pytest.mark.apart
@@ -398,6 +418,8 @@ def test_a_volume_of_a_size_is_full_at_that_size_and_grows(
     assert 20 * MIB < int(sh(settings, "box", "df --output=size -B1 /srv/small | tail -1")) <= 32 * MIB
     refused = run(settings, "disk", "resize", "box", "small", "96M")
     assert (refused.status, "hvctl stop box" in refused.err) == (5, True)
+    refused = run(settings, "disk", "resize", "box", "small", "16M")  # no reason to stop it
+    assert (refused.status, "cannot shrink" in refused.err) == (7, True)
     lifecycle.stop(host, "box")
     disk(settings, "resize", "box", "small", "96M")
     lifecycle.start(host, "box")

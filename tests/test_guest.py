@@ -10,6 +10,8 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from hvctl.model import Instance, Mode, Spec, State, Wait
 from hvctl.rootfs import published
 from hvctl.units import MIB
 from tests import victims, world
-from tests.cli import call, run, run_bytes, wait_for
+from tests.cli import call, environment, run, run_bytes, wait_for
 
 pytestmark = pytest.mark.guest
 
@@ -179,6 +181,45 @@ def test_root_sits_at_the_console(settings: Config, mode: Mode, running: Instanc
         said = run(settings, "console", "running", stdin="\necho $((6 * 7))\n").out
     assert "root@running" in said
     assert "42" in said
+
+
+def test_who_leaves_the_console_is_on_a_new_line(settings: Config, mode: Mode, running: Instance) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "hvctl", "console", "running"]
+    with subprocess.Popen(command, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        said = os.read(ours, 4096)
+        while b"Enter shows a prompt" not in said or tty_is_cooked(theirs):
+            time.sleep(0.05)
+        os.write(ours, b"\x1d")
+        assert process.wait(timeout=30) == 0
+    os.close(theirs)
+    with contextlib.suppress(OSError):  # EIO: the end
+        while data := os.read(ours, 4096):
+            said += data
+    os.close(ours)
+    assert said.endswith(b"\r\n")
+    assert said.count(b"\r\n") > 1  # one ends what hvctl says at the beginning
+
+
+def tty_is_cooked(descriptor: int) -> bool:
+    """Whether keys are not yet passed on as they are."""
+    local_flags: int = termios.tcgetattr(descriptor)[3]
+    return bool(local_flags & termios.ICANON)
+
+
+@pytest.mark.only_mode(Mode.VM, "a container is up too soon for anybody to stop waiting")
+def test_who_stops_waiting_is_told_what_runs(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
+    command = [sys.executable, "-m", "hvctl", "create", "awaited", "--image", debian_image, "--memory", "512M"]
+    with subprocess.Popen(command, env=environment(settings), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (found := query.find(host, "awaited")) is not None and found.state is State.RUNNING)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    told = "hvctl: interrupted while waiting for 'awaited', which is there and runs; next: wait on: hvctl start awaited"
+    assert err.splitlines()[-1] == told
+    assert query.get(host, "awaited").state is State.RUNNING
+    lifecycle.delete(host, "awaited")
 
 
 def test_the_log_tells_of_the_boot(settings: Config, mode: Mode, running: Instance) -> None:

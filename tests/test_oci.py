@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from hvctl.config import Config
-from hvctl.errors import HvctlError, InvalidSpec
+from hvctl.errors import HvctlError, InvalidSpec, NotFound
 from hvctl.events import ignore
 from hvctl.host import Host
 from hvctl.hostside import machine
@@ -195,6 +195,19 @@ def test_users_are_those_of_the_image(
 )
 def test_a_stop_signal_is_a_signal(text: str, name: str) -> None:
     assert application.parse_signal(text) == name
+
+
+@pytest.mark.parametrize("tag", [":2", ""])
+def test_of_a_wrong_tag_the_right_ones_are_named(work: Building, layout: Path, tag: str) -> None:
+    def add(index: dict[str, Any]) -> None:
+        other = {"org.opencontainers.image.ref.name": "1.0"}
+        index["manifests"].append({**index["manifests"][0], "annotations": other})
+
+    change(layout, "index", add)
+    work.host.store.building.mkdir(parents=True)
+    with pytest.raises(NotFound) as caught:
+        oci.acquire(work, sources.Wanted(name="app", source=f"oci:{layout}{tag}"))
+    assert caught.value.hint == f"oci:{layout}:TAG with one of its tags: 1.0, latest"
 
 
 def test_modules_are_loaded_after_what_they_need() -> None:

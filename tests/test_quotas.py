@@ -112,6 +112,23 @@ def test_a_size_that_cannot_be_held_is_refused_with_the_reason(unlimited: Host, 
     assert call(settings, "host", "doctor").out.count("roots of containers have no size") == 1
 
 
+@pytest.mark.apart
+@pytest.mark.parametrize(
+    ("found", "cure"),
+    [
+        (("ext4", "/dev/vda", "/"), "a file system of its own"),
+        (("xfs", "/dev/vda", "/"), "a file system of its own"),
+        (("ext4", "/dev/vdb", "/var/lib/hvctl"), "unmount /dev/vdb, tune2fs -O project,quota /dev/vdb"),
+        (("overlay", "overlay", "/"), "hvctl disk add NAME data"),
+    ],
+)
+def test_the_root_of_the_host_is_not_to_be_unmounted(
+    host: Host, monkeypatch: pytest.MonkeyPatch, found: tuple[str, str, str], cure: str
+) -> None:
+    monkeypatch.setattr(rootlimits, "_find_file_system", lambda _host: found)
+    assert cure in rootlimits.find_cure(host)
+
+
 def test_a_container_cannot_write_more_than_its_size(limiting: Host) -> None:
     assert create(limiting, "free").status == 0
     done = create(limiting, "box", "--disk", "64MiB")

@@ -23,7 +23,7 @@ from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
 from hvctl.units import MIB
 from tests import campaign, layereddisk, stacks, tiny, world
-from tests.cli import run
+from tests.cli import call, run
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
@@ -71,6 +71,17 @@ def test_a_revert_brings_back_what_was_and_keeps_later_snapshots(host: Host, mod
         path = host.store.layer(layer)
         assert not path.stat().st_mode & 0o044
         assert mode is Mode.CONTAINER or not host.store.layer_disk(layer).stat().st_mode & 0o337
+
+
+def test_who_deletes_one_is_asked_about_its_snapshots(
+    host: Host, settings: Config, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(host, mode, name)
+    asked: list[str] = []
+    monkeypatch.setattr("hvctl.cli.lifecycle.confirm", lambda _app, question, **_options: asked.append(question))
+    snapshots.take(host, name, Take(name="one"))
+    assert call(settings, "delete", name).status == 0
+    assert asked == [f"Delete {name} (stopped) with all data and 1 snapshot?"]
 
 
 def test_sizes_and_definition_come_back_and_the_name_stays(host: Host, settings: Config, mode: Mode, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What users of other tools type gets a hint that can be typed; a group alone prints its help."""
+"""Wrong words: what users of other tools type gets a hint that can be typed, a wrong use one line; a group alone its help."""
 
 from __future__ import annotations
 
@@ -51,8 +51,13 @@ def test_others_words_are_none_of_ours_and_mean_what_there_is(path: str) -> None
     [
         ("ls", "hvctl list"),
         ("kill web", "hvctl stop --force"),
+        ("destroy web", "hvctl stop --force, or: hvctl delete"),
+        ("autostart web", "hvctl set --autostart"),
+        ("disk rm web data", "hvctl disk remove"),
+        ("disk detach web data", "hvctl disk remove --keep"),
         ("snapshot create web one", "hvctl snapshot take"),
         ("image rm x", "hvctl image delete"),
+        ("backup prune web", "hvctl backup delete --keep"),
         ("creat web", "hvctl create"),
         ("template lst", "hvctl template list"),
         ("host doktor", "hvctl host doctor"),
@@ -64,6 +69,32 @@ def test_a_command_that_is_not_there_gets_the_one_that_was_meant(settings: Confi
     done = call(settings, *line.split())
     assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith("hvctl: there is no command ") and done.err.endswith(f"; next: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said", "hint"),
+    [
+        ("convert web", 2, "'--to'. Choose from: vm, container", "hvctl convert --help"),
+        ("convert web --to x", 2, "'x' is not one of 'vm', 'container'", "hvctl convert --help"),
+        ("exec -u nobody web -- id", 255, "No such option", "hvctl exec --help"),
+        ("ssh --nosuch web", 255, "No such option", "hvctl ssh --help"),
+        ("run --nosuch debian-12 -- id", 255, "No such option", "hvctl run --help"),
+        ("create --vm --container web", 2, "a VM or a container", "leave --vm or --container away"),
+    ],
+)
+def test_a_wrong_use_is_told_in_one_line(settings: Config, line: str, status: int, said: str, hint: str) -> None:
+    done = call(settings, *line.split())
+    assert (done.status, done.out, done.err.count("\n")) == (status, "", 1)
+    assert said in done.err and done.err.endswith(f"; next: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["exec nosuch ls -la --nosuch", "ssh nosuch -la", "exec nosuch -- -u", "run nosuch -x"]
+)
+def test_what_follows_the_name_is_the_commands(settings: Config, line: str) -> None:
+    done = call(settings, *line.split())
+    assert done.status == 255
+    assert "option" not in done.err
 
 
 @pytest.mark.parametrize("line", ["delete -y --yes -f --force", "image delete -y --yes", "snapshot delete -y --yes"])

@@ -117,9 +117,20 @@ class ContainerBackend(Backend):
         targets = [mount.target for mount in spec.mounts]
         for mount in spec.mounts:
             if not host.shell.call(files.is_directory, Path(mount.source)):
-                raise InvalidSpec(f"{mount.source!r} is no directory on this host", hint=f"mkdir {mount.source}")
-            if not PurePosixPath(mount.target).is_absolute() or posixpath.normpath(mount.target) != mount.target:
+                if host.shell.call(files.exists, Path(mount.source)):
+                    folder = posixpath.dirname(mount.source)
+                    raise InvalidSpec(
+                        f"{mount.source!r} is no directory, and nothing else can be shared",
+                        hint=f"share the one that it is in: --mount {folder}:{mount.target}",
+                    )
+                raise InvalidSpec(f"{mount.source!r} is not there on this host", hint=f"mkdir {mount.source}")
+            if not PurePosixPath(mount.target).is_absolute():
                 raise InvalidSpec(f"{mount.target!r} is no absolute path", hint="--mount /srv/data:/data")
+            plain = posixpath.normpath(f"//{mount.target}")  # it keeps two slashes at the beginning, of three one
+            if plain != mount.target:
+                raise InvalidSpec(
+                    f"{mount.target!r} is not the shortest way to that place", hint=f"--mount {mount.source}:{plain}"
+                )
             if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in RESERVED):
                 raise InvalidSpec(f"{mount.target!r} is the container's own", hint="--mount /srv/data:/data")
             if targets.count(mount.target) > 1:

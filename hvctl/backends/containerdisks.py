@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
 from dataclasses import replace
@@ -32,7 +33,7 @@ class ContainerDisks(Disks):
     shrinks_roots: ClassVar[bool] = True
 
     def plan(self, host: Host, record: Record, request: DiskRequest) -> DataDisk:
-        target = _check_target(record, request.target or f"/srv/{request.name}")
+        target = _check_target(record, request.target) if request.target else _choose_target(record, request)
         chosen = _new(request) if request.existing is None else _adopt(request.existing, request)
         return replace(chosen, target=target, serial="", is_read_only=request.is_read_only)
 
@@ -206,6 +207,15 @@ def _check_target(record: Record, target: str) -> str:
     if target in taken:
         raise InvalidSpec(f"{record.name!r} has something else at {target!r}", hint="--target /srv/OTHER")
     return target
+
+
+def _choose_target(record: Record, request: DiskRequest) -> str:
+    """Where somebody wanted to have the volume in the container that had it, if that is free here; else /srv/NAME."""
+    volume = request.existing
+    if volume is not None and volume.target.startswith("/") and volume.target != f"/srv/{volume.name}":
+        with contextlib.suppress(InvalidSpec):
+            return _check_target(record, volume.target)
+    return _check_target(record, f"/srv/{request.name}")
 
 
 def _new(request: DiskRequest) -> DataDisk:

@@ -17,6 +17,7 @@ _TIMEOUT_S = 10
 _OTHERS = (
     "keep the store on ext4 or XFS for that, or limit data by a volume of its own: hvctl disk add NAME data --size 10G"
 )
+_NOT_HERE = "give {store} a file system of its own (ext4 or XFS, mounted with the option prjquota): {device} is this host's root"
 _CURES = {
     "ext4": "unmount {device}, tune2fs -O project,quota {device}, and mount it with the option prjquota",
     "xfs": "mount {device} with the option prjquota (a remount does not do it)",
@@ -36,13 +37,15 @@ def find_obstacle(host: Host) -> str:
     """Why no root of a container can be limited on this host, a clause; empty when it can."""
     if host.shell.call(quotas.is_enforced, host.store.layers):
         return ""
-    kind, device = _find_file_system(host)
+    kind, device, _place = _find_file_system(host)
     return f"the file system of {str(host.store.layers)!r} ({kind} on {device}) keeps no project quotas"
 
 
 def find_cure(host: Host) -> str:
     """What makes an end of that obstacle."""
-    kind, device = _find_file_system(host)
+    kind, device, place = _find_file_system(host)
+    if kind in _CURES and place == "/":  # nobody can unmount that
+        return _NOT_HERE.format(store=host.store.root, device=device)
     return _CURES.get(kind, _OTHERS).format(device=device)
 
 
@@ -75,8 +78,8 @@ def check_change(host: Host, record: Record, size_bytes: int) -> None:
         )
 
 
-def _find_file_system(host: Host) -> tuple[str, str]:
-    """Kind and device."""
-    words = ["df", "--output=fstype,source", "--", str(host.store.layers)]
-    kind, device = host.shell.run(words, timeout_s=_TIMEOUT_S).text.splitlines()[-1].split(maxsplit=1)
-    return kind, device
+def _find_file_system(host: Host) -> tuple[str, str, str]:
+    """Kind, device, and where it is mounted."""
+    words = ["df", "--output=fstype,source,target", "--", str(host.store.layers)]
+    kind, device, place = host.shell.run(words, timeout_s=_TIMEOUT_S).text.splitlines()[-1].split(maxsplit=2)
+    return kind, device, place

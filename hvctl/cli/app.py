@@ -151,6 +151,8 @@ class App:
                 with self._printing:
                     done(name, result)
             except HvctlError as error:
+                if repr(name) not in error.message:
+                    error.message = f"{name}: {error.message}"
                 failed[name] = error
                 self.print_error(error)
 
@@ -197,10 +199,10 @@ def _style(cell: str) -> str:
             "crashed": "red", "failed": "red"}.get(cell, "")  # fmt: skip
 
 
-def output_options(function: Callable[..., T]) -> Callable[..., T]:
+def output_options(function: Callable[..., T], json_help: str = "Print JSON for programs.") -> Callable[..., T]:
     """Add `--json` and `-v` to a command and hand it the App as first parameter."""
 
-    @click.option("--json", "is_json", is_flag=True, help="Print JSON for programs.")
+    @click.option("--json", "is_json", is_flag=True, help=json_help)
     @click.option("-v", "--verbose", is_flag=True, help="Show every program and definition on stderr.")
     @functools.wraps(function)
     def wrapper(*args: Any, is_json: bool, verbose: bool, **kwargs: Any) -> T:
@@ -213,6 +215,11 @@ def output_options(function: Callable[..., T]) -> Callable[..., T]:
         return function(app, *args, **kwargs)
 
     return wrapper
+
+
+def failure_options(function: Callable[..., T]) -> Callable[..., T]:
+    """As `output_options`, for a command whose output is somebody else's."""
+    return output_options(function, "Print hvctl's own failure as JSON; the output is the command's.")
 
 
 class NoCommand(click.UsageError):

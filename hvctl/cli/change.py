@@ -7,6 +7,7 @@ import click
 from hvctl.cli.app import App, output_options
 from hvctl.cli.parameters import SIZE
 from hvctl.errors import UsageError
+from hvctl.units import format_size
 
 
 @click.command()
@@ -49,7 +50,8 @@ def set_(app: App, name: str, cpus: int | None, memory: int | None, autostart: b
     def for_people() -> None:
         for item in done:
             when = "now" if item.is_live else f"from the next start on: hvctl restart {name}"
-            click.echo(f"{name}: {item.field} {item.value}, {when}")
+            value = format_size(memory) if memory and item.field == "memory" else item.value
+            click.echo(f"{name}: {item.field} {value}, {when}")
 
     app.print_result([{"field": item.field, "value": item.value, "live": item.is_live} for item in done], for_people)
 

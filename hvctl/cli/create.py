@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.command(cls=WithCommand)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--container", is_flag=True, help="A container instead of a VM, from the same image.")
+@click.option("--vm", "as_vm", is_flag=True, help="A VM: so it is without --container, too.")
 @click.option("--image", help="The image to start from (default: from the settings, debian-12).")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
@@ -59,6 +60,8 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
     """
     from hvctl import templates
 
+    if options["container"] and options["as_vm"]:
+        raise UsageError("an instance is a VM or a container", hint="leave --vm or --container away")
     templates.begin(Mode.CONTAINER if options["container"] else Mode.VM)
     from hvctl.instances import create as verbs  # beside it
 

@@ -65,7 +65,7 @@ def list_(app: App, names: tuple[str, ...], unattached: bool) -> None:
 @click.option("--volume", default="", help="Take a volume that nobody has: its name or identifier.")
 @click.option("--device", default="", help="Take a block device of the host: never deleted.")
 @click.option("--iso", default="", help="Take an ISO image, as a read-only disk: never deleted.")
-@click.option("--target", default="", help="Where a container sees it (default: /srv/NAME).")
+@click.option("--target", default="", help="Where a container sees it (default: where one saw it, or /srv/NAME).")
 @click.option("--serial", default="", help="A VM finds it at /dev/disk/by-id/virtio-SERIAL (default: NAME).")
 @click.option("--read-only", is_flag=True)
 @click.option("--cache", type=click.Choice([cache.value for cache in Cache]), default="default", show_default=True)
@@ -174,11 +174,11 @@ def set_(app: App, instance: str, name: str, iops: int, rate: int) -> None:
 @click.argument("name")
 @click.argument("to")
 @click.option("--as", "new_name", default="", help="What it is called there (default: the same).")
-@click.option("--target", default="", help="Where a container sees it (default: /srv/NAME).")
+@click.option("--target", default="", help="Where a container sees it (default: where one saw it, or /srv/NAME).")
 @click.option("--trust", is_flag=True, help="Let the host's kernel mount, for a container, what a VM has written.")
 @output_options
 def move(app: App, instance: str, name: str, to: str, new_name: str, target: str, trust: bool) -> None:
-    """Take a volume from one instance and give it to another, with its data.
+    """Take a volume from one instance, which has it or was the last to have it, and give it to another, with its data.
 
     Example: hvctl disk move web data db
     """

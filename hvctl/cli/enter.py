@@ -6,10 +6,11 @@ import sys
 
 import click
 
-from hvctl.cli.app import App, output_options
+from hvctl.cli.app import App, failure_options, output_options
 from hvctl.errors import UsageError
 
-_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+_PASS_ON = {"allow_interspersed_args": False}
+"""What comes after the name belongs to the command."""
 
 
 @click.command(context_settings=_PASS_ON)
@@ -19,7 +20,7 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 @click.option(
     "--tty/--no-tty", "-t/-T", default=None, help="With or without a terminal (default: with, when interactive)."
 )
-@output_options
+@failure_options
 def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | None) -> int:
     """Log in, or run a command, over ssh; exits with the command's own code, 255 is hvctl's own failure.
 
@@ -44,7 +45,7 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
     default=None,
     help="With or without a terminal (default: with, in a container, when interactive).",
 )
-@output_options
+@failure_options
 def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> int:
     """Run a command as root without the network; exits with the command's own code, 255 is hvctl's own failure.
 
@@ -73,7 +74,9 @@ def console(app: App, name: str, force: bool) -> None:
     if sys.stdin.isatty():
         click.echo(f"console of {name}: ^] leaves, Enter shows a prompt", err=True)
     was_left = enter.console(app.host, name, force=force)
-    if not was_left:
+    if was_left and sys.stdin.isatty():
+        click.echo(err=True)  # the guest's line has no end
+    elif not was_left:
         click.echo(f"\r\n{name}: the console has ended: it is off, or somebody took it over", err=True)
 
 

@@ -9,7 +9,7 @@ import click
 
 from hvctl.cli.app import App, confirm, output_options
 from hvctl.events import Sink
-from hvctl.model import Wait
+from hvctl.model import Instance, Wait
 
 _names = click.argument("names", metavar="NAME...", nargs=-1, required=True)
 _wait = click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
@@ -127,14 +127,22 @@ def delete(app: App, names: tuple[str, ...], keep_volumes: bool, yes: bool) -> N
     """
     from hvctl.instances import lifecycle, query
 
-    found = [query.get(app.host, name) for name in names] if not yes else []
-    states = [f"{instance.name} ({instance.state})" for instance in found]
-    volumes = [disk.name for instance in found for disk in instance.record.disks if disk.volume]
-    data = "all data, and keep" if keep_volumes and volumes else "all data"
-    more = f"{' the' if keep_volumes else ', also the'} volumes {', '.join(volumes)}" if volumes else ""
-    confirm(app, f"Delete {', '.join(states)} with {data}{more}?", yes=yes)
+    if not yes:
+        confirm(app, _question([query.get(app.host, name) for name in names], keep_volumes=keep_volumes), yes=yes)
 
     def work(name: str, events: Sink) -> None:
         lifecycle.delete(app.host, name, events, keep_volumes=keep_volumes)
 
     _each(app, names, work, ("deleted", ""))
+
+
+def _question(found: list[Instance], *, keep_volumes: bool) -> str:
+    """What goes with them, and what stays."""
+    from hvctl.instances.snapshots import list_snapshots
+
+    states = ", ".join(f"{instance.name} ({instance.state})" for instance in found)
+    count = sum(len(list_snapshots(instance.record)) for instance in found)
+    volumes = ", ".join(disk.name for instance in found for disk in instance.record.disks if disk.volume)
+    taken = f" and {count} snapshot{'s' * (count != 1)}" if count else ""
+    more = f", {'and keep' if keep_volumes else 'also'} the volumes {volumes}" if volumes else ""
+    return f"Delete {states} with all data{taken}{more}?"

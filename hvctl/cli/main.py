@@ -112,8 +112,9 @@ def run_command(app: App, arguments: list[str]) -> int:
         return exit_.exit_code
     except click.ClickException as error:
         app.is_json = app.is_json or "--json" in arguments
-        app.print_error(_usage_error(error))
-        return UsageError.code
+        told = _usage_error(error)
+        app.print_error(told)
+        return _code(told, arguments)
     except (KeyboardInterrupt, click.Abort):
         app.print_error(Interrupted("interrupted"))
         return Interrupted.code
@@ -140,4 +141,5 @@ def _code(error: HvctlError, arguments: list[str]) -> int:
 def _usage_error(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "hvctl"
-    return UsageError(error.format_message().rstrip("."), hint=getattr(error, "hint", f"{path} --help"))
+    message = " ".join(error.format_message().split())  # click lists choices below each other
+    return UsageError(message.rstrip("."), hint=getattr(error, "hint", f"{path} --help"))

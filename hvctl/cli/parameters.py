@@ -74,7 +74,8 @@ class SharedDirectory(click.ParamType):  # type: ignore[type-arg]
         uid, gid = (
             int(os.environ.get(f"SUDO_{kind}") or own) for kind, own in (("UID", os.getuid()), ("GID", os.getgid()))
         )
-        return Mount(source=os.path.abspath(source), target=rest[0], is_read_only=rest[1:] == ["ro"], uid=uid, gid=gid)
+        target = rest[0].rstrip("/") or "/"
+        return Mount(source=os.path.abspath(source), target=target, is_read_only=rest[1:] == ["ro"], uid=uid, gid=gid)
 
 
 class WithCommand(click.Command):

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from hvctl.model import Image
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--container/--vm", "as_container", default=None, help="Which (default: an application: a container).")
 @click.option("--name", default="", help="The instance's name (default: one that is free).")
-@click.option("--env", "-e", "environment", metavar="K=V", type=VARIABLE, multiple=True, help="For the command.")
-@click.option("--entrypoint", default=None, help="In place of the image's; empty: none.")
-@click.option("--user", default="", help="In place of the image's: USER[:GROUP], names or numbers.")
+@click.option("--env", "-e", "environment", metavar="K=V", type=VARIABLE, multiple=True, help="For an application.")
+@click.option("--entrypoint", default=None, help="An application's, in place of its image's; empty: none.")
+@click.option("--user", default="", help="An application's, in place of its image's: USER[:GROUP], names or numbers.")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
 @click.option("--mount", "mounts", metavar="SRC:DST[:ro]", type=MOUNT, multiple=True, help="Share a directory.")

@@ -11,10 +11,13 @@ MEANT: dict[str, dict[str, str]] = {
         **dict.fromkeys(("ls", "ps", "status", "vms"), "list"),
         **dict.fromkeys(("info", "inspect", "dominfo", "describe"), "show"),
         **dict.fromkeys(("launch", "new", "init", "up"), "create"),
-        **dict.fromkeys(("rm", "destroy", "undefine", "remove", "purge"), "delete"),
+        **dict.fromkeys(("rm", "undefine", "remove", "purge"), "delete"),
         **dict.fromkeys(("halt", "shutdown", "poweroff", "down"), "stop"),
         "kill": "stop --force",
+        "destroy": "stop --force, or: hvctl delete",  # virsh's pulls the plug, others' deletes
         "boot": "start",
+        "autostart": "set --autostart",
+        "reset": "restart --force",
         "reboot": "restart",
         **dict.fromkeys(("suspend", "freeze"), "pause"),
         **dict.fromkeys(("unpause", "unfreeze", "unsuspend"), "resume"),
@@ -58,15 +61,16 @@ MEANT: dict[str, dict[str, str]] = {
     "hvctl disk": {
         "ls": "disk list",
         **dict.fromkeys(("attach", "create", "new"), "disk add"),
-        **dict.fromkeys(("detach", "unlink"), "disk remove"),
-        "rm": "disk delete",
+        **dict.fromkeys(("detach", "unlink"), "disk remove --keep"),  # there the volume stays
+        "rm": "disk remove",
         **dict.fromkeys(("grow", "extend"), "disk resize"),
         "mv": "disk move",
     },
     "hvctl backup": {
         **dict.fromkeys(("ls", "snapshots"), "backup list"),
         **dict.fromkeys(("backup", "run", "take"), "backup create"),
-        **dict.fromkeys(("rm", "remove", "forget", "prune"), "backup delete"),
+        **dict.fromkeys(("rm", "remove"), "backup delete"),
+        **dict.fromkeys(("forget", "prune"), "backup delete --keep"),  # there by a schedule
         "check": "backup verify",
     },
 }

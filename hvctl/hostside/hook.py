@@ -54,7 +54,7 @@ def prepare(name: str, domain: Element, record: Element) -> None:
     """Before it starts. Raises what forbids it."""
     pending = record.find(f"{_NS}pending")
     if pending is not None and pending.get("verb") in _NOT_TO_BE_STARTED:
-        raise OSError("it is not complete; finish or undo it: hvctl gc")
+        raise OSError("it is not complete; next: hvctl gc")
     import contextlib
 
     from hvctl.hostside import filters
@@ -204,6 +204,8 @@ def find_limits(record: Element) -> confine.Limits:
 
 def give_up(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """One line for libvirt, which shows it to whoever starts the guest, and for syslog; then the exit code.
+
+    What fails may say what to do, after "; next: ".
 
     Only a start is refused: libvirt kills a running guest whose hook fails at `reconnect`, and our own mistakes count
     as failures too.

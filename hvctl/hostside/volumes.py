@@ -53,6 +53,21 @@ def make_file(folder: Path, content: Path, size_bytes: int) -> None:
         os.close(descriptor)
 
 
+def can_hold(folder: Path, size_bytes: int) -> bool:
+    """Whether a file may be so large on the file system of a directory, whatever room there is; True where it cannot be tried."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return True
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    except OSError as error:
+        return error.errno not in (errno.EFBIG, errno.EINVAL)
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def undo_file(content: Path) -> Path:
     """What takes back the growth of a file system that has not ended, beside it (e2undo(8)); nobody may mount it then."""
     return content.with_name("growing.e2undo")

@@ -50,7 +50,7 @@ def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
     host.require_root("rename")
     identity.check_name(new)
     if new == old:
-        raise UsageError(f"{old!r} is already its name")
+        raise UsageError(f"{old!r} is already its name", hint=f"hvctl rename {old} NEW")
     with host.lock(old), host.lock(new):
         renamed = _find_renamed(host, old, new)
         if renamed is not None:

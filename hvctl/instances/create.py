@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import field, replace
 from uuid import uuid4
@@ -61,7 +62,8 @@ class Plan:
 def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     """Make an instance and, unless told otherwise, start it and wait until it answers.
 
-    Raises AlreadyExists for a taken name, NotFound for an unknown image or template, InvalidSpec, HostError, TimedOut.
+    Raises AlreadyExists for a taken name, NotFound for an unknown image or template, InvalidSpec, HostError, TimedOut,
+    Interrupted when somebody stops the waiting for one that stays.
     Until it is complete a failure leaves nothing; after that (a start that fails) it leaves a stopped instance.
     """
     host.require_root("create")
@@ -79,7 +81,8 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     instance = query.refresh(host, record)
     if request.start:
         goal, timeout_s = request.wait, request.timeout_s
-        wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
+        with contextlib.nullcontext() if record.spec.is_ephemeral else wait.for_what_stays(name):
+            wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
     return instance
 
 
@@ -158,7 +161,7 @@ def _make_secrets(host: Host, request: Request, image: Image, host_key: bytes) -
         if request.wishes.are_any:
             raise InvalidSpec(
                 f"image {image.name!r} is a whole system: it has no command of its own",
-                hint="leave --env, --entrypoint and the command away; run it later: hvctl exec",
+                hint="leave --env, --entrypoint, --user and the command away; run it later: hvctl exec",
             )
         return Secrets(host_key=host_key, user_data=request.user_data)
     if request.user_data:

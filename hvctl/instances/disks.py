@@ -127,12 +127,13 @@ def remove(
 def move(host: Host, name: str, disk_name: str, to: str, request: DiskRequest, events: Sink = ignore) -> Added:
     """Take a volume from one instance and give it to another; between the two it is kept as a volume of nobody's.
 
-    The same call goes on where one was interrupted. Raises what `remove` and `add` raise; what the other one cannot take
-    is found before anything is changed.
+    The same call goes on where one was interrupted, so `name` may also have been the last to have it. Raises what `remove`
+    and `add` raise; what the other one cannot take is found before anything is changed.
     """
     host.require_root("disk move")
     if name == to:
-        raise UsageError(f"{disk_name!r} is a disk of {name!r} already")
+        diskeffects.find_disk(query.get(host, name).record, disk_name)
+        raise UsageError(f"{disk_name!r} is a disk of {name!r} already", hint=f"hvctl disk list {name}")
     _check_request(request, disk_name)
     with host.lock(name):
         get_settled(host, name)
@@ -185,14 +186,17 @@ def resize(host: Host, name: str, disk_name: str, size_bytes: int, events: Sink 
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} cannot be without a size", hint="the root of a container can: give a size"
             )
-        work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
         now_bytes = work.get_root_size(host, record) if disk is None else disk.size_bytes
-        if size_bytes < now_bytes and not may_shrink:
+        is_ours = disk is None or disk.kind is DiskKind.VOLUME
+        if size_bytes < now_bytes and is_ours and not may_shrink:
             raise InvalidSpec(
                 f"{disk_name!r} of {name!r} has {format_size(now_bytes)}, and a disk cannot shrink: what lies beyond "
                 "the end would be lost",
                 hint="make a new, smaller one and copy: hvctl disk add",
             )
+        work.check_growth(host, record, disk, size_bytes, not _is_running(instance))
+        if disk is not None:
+            volumes.check_size(host, size_bytes)
         if size_bytes != now_bytes:
             _resize_locked(host, record, disk, size_bytes, events)
         is_grown_inside = disk is None and _is_running(instance) and work.grow_inside(host, record, size_bytes)
@@ -239,6 +243,8 @@ def _add_locked(host: Host, instance: Instance, request: DiskRequest, events: Si
     work = get_backend(record.mode).disks
     disk = _plan(host, record, request)
     is_new = disk.kind is DiskKind.VOLUME and request.existing is None
+    if is_new:
+        volumes.check_size(host, disk.size_bytes)
     disk = replace(disk, volume=str(uuid4())) if is_new else disk
     domain = _definition(host, record)
     work.add_to(host, record, domain, disk)

@@ -26,7 +26,7 @@ def start(
 ) -> bool:
     """Start and wait until the guest answers; False when it was running already.
 
-    Raises NotFound, WrongState, TimedOut with the stage it is stuck at.
+    Raises NotFound, WrongState, TimedOut with the stage it is stuck at, Interrupted when somebody stops the waiting.
     """
     with host.lock(name):
         instance = query.get_complete(host, name)
@@ -34,7 +34,8 @@ def start(
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused", hint=f"hvctl resume {name}")
         log_start = start_locked(host, instance.record, events) if is_new else 0
-    wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
+    with wait.for_what_stays(name):
+        wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
     return is_new
 
 

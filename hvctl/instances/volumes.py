@@ -16,6 +16,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, volumes
 from hvctl.model import Cache, DataDisk, Record, Throttle, VolumeFormat
 from hvctl.shell.base import Argument
+from hvctl.units import format_size
 from hvctl.values import dataclass
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
@@ -29,7 +30,7 @@ class Volume:
     """A volume that no instance has."""
 
     disk: DataDisk
-    """As it was when its last owner had it, without what was that one's only."""
+    """As it was when its last owner had it, without what was that one's only; its place there is kept."""
     last_owner: str
     """The name of the instance that had it last."""
 
@@ -82,9 +83,19 @@ def make(host: Host, disk: DataDisk, owner: str) -> None:
     note(host, disk, owner)
 
 
+def check_size(host: Host, size_bytes: int) -> None:
+    """Raise InvalidSpec for a size that no file of the store can have."""
+    if not host.shell.call(volumes.can_hold, host.store.volumes, size_bytes):
+        raise InvalidSpec(
+            f"a volume of {format_size(size_bytes)} is not possible: no file can be so large on the file system of "
+            f"{str(host.store.volumes)!r}",
+            hint="give it less",
+        )
+
+
 def note(host: Host, disk: DataDisk, owner: str) -> None:
     """Write down what is to be known of a volume when nobody has it."""
-    kept = replace(disk, target="", serial="", is_read_only=False, cache=Cache.DEFAULT, throttle=Throttle())
+    kept = replace(disk, serial="", is_read_only=False, cache=Cache.DEFAULT, throttle=Throttle())
     facts = {"schema": _SCHEMA, "last_owner": owner, "disk": metadata.format_disk(kept)}
     content = (json.dumps(facts, indent=2) + "\n").encode()
     host.shell.call(files.write_file, host.store.volume_facts(disk.volume), content, 0o600)

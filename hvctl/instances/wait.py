@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
 from hvctl.access.banner import Reach, probe
 from hvctl.backends import get_backend, processes
-from hvctl.errors import GuestFailed, HvctlError, TimedOut
+from hvctl.errors import GuestFailed, HvctlError, Interrupted, TimedOut
 from hvctl.events import Sink, Stage
 from hvctl.host import Host
 from hvctl.instances import query
@@ -53,6 +54,17 @@ def wait_until(
             if not domains.is_running(domain):
                 raise _went_off(host, instance, stage, log_start)
         host.pause(_POLL_S)
+
+
+@contextlib.contextmanager
+def for_what_stays(name: str) -> Iterator[None]:
+    """A wait that leaves the instance as it is when the user has enough of it: Interrupted, which says so."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(
+            f"interrupted while waiting for {name!r}, which is there and runs", hint=f"wait on: hvctl start {name}"
+        ) from error
 
 
 def _choose_stages(host: Host, instance: Instance, goal: Wait, log_start: int) -> Iterator[str]:

@@ -68,7 +68,8 @@ def from_libvirt(error: libvirt.libvirtError, attempt: str) -> HvctlError:
     code = error.get_error_code()
     text = (error.get_error_message() or str(error)).strip().replace("\n", " ")
     if code == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED and "hvctl: " in text:
-        return HostError(f"{attempt}: {text.rpartition('hvctl: ')[2]}", hint="hvctl host doctor")
+        said, _, hint = text.rpartition("hvctl: ")[2].partition("; next: ")  # as `hook.give_up` writes it
+        return HostError(f"{attempt}: {said}", hint=hint or "hvctl host doctor")
     if is_lost(error):
         return HostError(f"{attempt}: libvirtd went away or does not answer ({text})", hint="hvctl host doctor")
     if "No space left" in text or "os error 28" in text:

@@ -196,13 +196,13 @@ def _run(work: Building, lines: list[str], *, has_network: bool) -> None:
     if done.status != 0:
         step = next((line for line in reversed(shown) if _STEP.match(line)), "before its first step")
         lines = [line for line in shown if line.strip() and not _STEP.match(line)]
-        hint = "see all of it: hvctl -v"
+        hint = "see all of it: hvctl image build -v ..."
         if "no space left" in done.stderr.lower():
             hint = "free some space: hvctl image list; hvctl gc"
         elif "buildah: not found" in done.stderr:
             hint = "install it: apt-get install buildah"
         elif not has_network:
-            hint = "does it want the network? hvctl image build --network host ...; see all of it: hvctl -v"
+            hint = "does it want the network? hvctl image build --network host ...; see all of it with -v"
         raise CommandFailed(
             f"building {work.name!r} failed at {step[:200]!r}: {_shorten('; '.join(lines[-3:]))}",
             hint=hint,

@@ -16,6 +16,7 @@ from typing import Any
 
 from hvctl.errors import CommandFailed, HostError, HvctlError, InvalidSpec, NotFound
 from hvctl.events import Event
+from hvctl.host import Host
 from hvctl.hostside import files
 from hvctl.model import Image, Process, Provision
 from hvctl.rootfs import application, intake
@@ -35,6 +36,8 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _LAYER = re.compile(
     r"application/vnd\.(oci\.image\.layer\.v1|docker\.image\.rootfs\.diff)\.tar(\+(gzip|zstd)|\.gzip)?", re.ASCII
 )
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_WRONG_TAG = ("no descriptor found for reference", "more than one image in oci")  # skopeo's words
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _LOOPBACK = re.compile(r"docker://(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d+)?/", re.ASCII)
 _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
@@ -154,20 +157,35 @@ def _copy(work: Building, wanted: Wanted, layout: Path) -> None:
     ]
     done = host.shell.run(argv, timeout_s=_TIMEOUT_S, check=False)
     if done.status != 0:
-        raise _failure(wanted.source, done.status, done.stderr)
+        raise _failure(host, wanted.source, done.status, done.stderr)
 
 
-def _failure(source: str, status: int, stderr: str) -> HvctlError:
+def _failure(host: Host, source: str, status: int, stderr: str) -> HvctlError:
     """skopeo's last line in our words."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     said = (
         re.sub(r'^time=\S+ level=\w+ msg="(.*)"$', r"\1", lines[-1]).replace('\\"', '"') if lines else "it said nothing"
     )
     message = f"cannot pull {source!r}: {said[:400]}"
+    if any(words in said for words in _WRONG_TAG):
+        return NotFound(message, hint=_name_tags(host, source))
     for words, kind, hint in _FAILURES:
         if words in said:
             return kind(message, hint=hint)
-    return CommandFailed(message, hint="hvctl -v shows more; skopeo inspect ...", status=status, stderr=stderr)
+    return CommandFailed(message, hint=f"the same with -v, or: skopeo inspect {source}", status=status, stderr=stderr)
+
+
+def _name_tags(host: Host, source: str) -> str:
+    """What can be asked for of a layout: the tags that its index names, where it is one."""
+    folder = source.removeprefix("oci:").partition(":")[0]
+    try:
+        index = json.loads(host.shell.call(files.read_file, Path(folder, "index.json"), limit_bytes=_INDEX_LIMIT_BYTES))
+        named = [item.get("annotations") or {} for item in index["manifests"]]
+        names = {annotations.get("org.opencontainers.image.ref.name", "") for annotations in named}
+        tags = sorted(name for name in names if _TAG.fullmatch(name))
+    except (HvctlError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        tags = []
+    return f"oci:{folder}:TAG with one of its tags: {', '.join(tags[:20])}" if tags else "look at its tag"
 
 
 def _read_layout(work: Building, layout: Path) -> Content:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hvctl.rootfs import made, manifest
 
 _TAG = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PRINTABLE = re.compile(r"[!-~]{1,200}", re.ASCII)
 _LOCK_TIMEOUT_S = 60
 
 
@@ -75,6 +77,7 @@ def list_ids(host: Host) -> tuple[str, ...]:
 
 def find_id(host: Host, name: str) -> str | None:
     """The identifier that a tag names, or None; whether its image is there is not looked at."""
+    _check_no_source(name)
     tag = host.store.tags / check_tag(name)
     if not host.shell.call(files.exists, tag):
         return None
@@ -82,6 +85,21 @@ def find_id(host: Host, name: str) -> str | None:
     if not _ID.fullmatch(image_id):
         raise HostError(f"the tag of image {name!r} is damaged", hint=f"build it again: hvctl image build {name}")
     return image_id
+
+
+def _check_no_source(text: str) -> None:
+    """Raise InvalidSpec, with the command that brings it here, for a place that images come from."""
+    is_file = text.startswith("/")
+    if not _PRINTABLE.fullmatch(text) or not (is_file or ":" in text):
+        return
+    from hvctl.rootfs import sources  # it needs this module
+
+    if is_file or sources.is_source(text):
+        named = "" if text.startswith("images:") else f" --name {sources.suggest_name(text)}"
+        raise InvalidSpec(
+            f"{text!r} cannot be the name of an image: it is where one may come from",
+            hint=f"hvctl image {'import' if is_file else 'pull'} {shlex.quote(text)}{named}",
+        )
 
 
 @contextlib.contextmanager
