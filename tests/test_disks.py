@@ -82,6 +82,7 @@ REFUSED: tuple[tuple[Mode | None, str, int, str], ...] = (
     (BOX, "add off d --size 1G --format qcow2", 6, "host features"),
     (BOX, "add off d --size 1G --format directory", 6, "no size"),
     (BOX, "add off d --target /proc/x", 7, "the container's own"),
+    (BOX, "add off d --target /usr/lib", 7, "would be hidden"),
     (BOX, "add off d --target ../x", 7, "no place"),
     (BOX, "add off d --target /srv/../etc", 7, "no place"),
     (BOX, "resize off root 20G", 6, "keeps no project quotas"),

@@ -19,7 +19,7 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends import processes, rootlimits
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.backends.containerdisks import RESERVED, ContainerDisks
+from hvctl.backends.containerdisks import ContainerDisks, check_place
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
@@ -131,8 +131,7 @@ class ContainerBackend(Backend):
                 raise InvalidSpec(
                     f"{mount.target!r} is not the shortest way to that place", hint=f"--mount {mount.source}:{plain}"
                 )
-            if mount.target == "/" or any(PurePosixPath(mount.target).is_relative_to(path) for path in RESERVED):
-                raise InvalidSpec(f"{mount.target!r} is the container's own", hint="--mount /srv/data:/data")
+            check_place(mount.target, "--mount /srv/data:/data")
             if targets.count(mount.target) > 1:
                 raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")
 

@@ -22,8 +22,12 @@ from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Record, Throttle, Volum
 
 _TOOL_TIMEOUT_S = 600
 _TARGET = re.compile(r"/[A-Za-z0-9._/@+-]{1,255}", re.ASCII)
-RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
+_RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 """Places in a container where libvirt or the kernel puts something of its own."""
+_SYSTEM = frozenset(f"/{name}" for name in ("bin", "boot", "etc", "lib", "lib32", "lib64", "libx32", "sbin", "usr")) | {
+    f"/usr/{name}" for name in ("bin", "lib", "lib32", "lib64", "libexec", "libx32", "sbin")
+}
+"""What a system boots from. Something mounted over it would hide it, and what the boot writes there would go outside."""
 
 
 class ContainerDisks(Disks):
@@ -196,9 +200,19 @@ def check_free_target(target: str) -> str:
     """The path, if something may be mounted there in a container. Raises InvalidSpec."""
     if not _TARGET.fullmatch(target) or posixpath.normpath(target) != target:
         raise InvalidSpec(f"{target!r} is no place in a container", hint="--target /srv/data")
-    if target == "/" or any(PurePosixPath(target).is_relative_to(path) for path in RESERVED):
-        raise InvalidSpec(f"{target!r} is the container's own", hint="--target /srv/data")
+    check_place(target, "--target /srv/data")
     return target
+
+
+def check_place(target: str, example: str) -> None:
+    """Raise InvalidSpec for a place in a container that it needs itself. `example`: another, as the user would say it."""
+    if target == "/" or any(PurePosixPath(target).is_relative_to(path) for path in _RESERVED):
+        raise InvalidSpec(f"{target!r} is the container's own", hint=example)
+    if target in _SYSTEM:
+        raise InvalidSpec(
+            f"{target!r} holds the container's own system, which would be hidden",
+            hint=f"{example}, or a directory in it: {target}/NAME",
+        )
 
 
 def _check_target(record: Record, target: str) -> str:
