@@ -292,6 +292,7 @@ def test_what_its_root_writes_is_the_callers_outside(settings: Config, boxed: In
         (("--require-kvm",), 6, "hvctl host features"),
         (("--privileged", "--template", "host-network"), 7, "host's network"),
         (("--processes", "1"), 2, "--processes"),
+        (("--processes", "23"), 7, "--processes 24 or more"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(

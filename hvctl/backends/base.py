@@ -119,7 +119,7 @@ class Backend(ABC):
         if spec.is_privileged:
             self.check_privileged()
         if spec.processes:
-            self.check_processes()
+            self.check_processes(spec, image)
         if spec.mounts:
             self.check_mounts(host, spec)
 
@@ -170,8 +170,8 @@ class Backend(ABC):
         raise self._unsupported("is never privileged", "leave --privileged away")
 
     @optional("limit on the number of processes (create --processes)")
-    def check_processes(self) -> None:
-        """Return when the number of its processes can be limited."""
+    def check_processes(self, spec: Spec, image: Image) -> None:
+        """Raise InvalidSpec for a limit on the number of its processes that is too low."""
         raise self._unsupported("runs processes that this host cannot count", "leave --processes away")
 
     @optional("directories shared with the host (create --mount)")
