@@ -181,6 +181,8 @@ def test_root_sits_at_the_console(settings: Config, mode: Mode, running: Instanc
         said = run(settings, "console", "running", stdin="\necho $((6 * 7))\n").out
     assert "root@running" in said
     assert "42" in said
+    done = run(settings, "console", "running", "--force", stdin="\n")
+    assert (done.status, "hvctl host features" in done.err) == ((6, True) if mode is Mode.CONTAINER else (0, False))
 
 
 def test_who_leaves_the_console_is_on_a_new_line(settings: Config, mode: Mode, running: Instance) -> None:

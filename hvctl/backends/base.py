@@ -209,6 +209,11 @@ class Backend(ABC):
         """Return when it can boot another kernel."""
         raise self._unsupported("shares the host's kernel", "update the host's: it is every container's")
 
+    @optional("taking the console over from another session (console --force)")
+    def check_takeover(self) -> None:
+        """Return when whoever has its console can be sent away."""
+        raise self._unsupported("has a console that libvirt takes from nobody", "leave --force away, or use exec")
+
     @optional("snapshots with memory (snapshot take --memory)")
     def check_memory(self) -> None:
         """Return when its memory can be kept with a snapshot."""

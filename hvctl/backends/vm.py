@@ -128,6 +128,9 @@ class VmBackend(Backend):
     def check_memory(self) -> None:
         return
 
+    def check_takeover(self) -> None:
+        return
+
     def list_differences(
         self, host: Host, record: Record, image: Image, tops: tuple[str, str], events: Sink
     ) -> list[tuple[str, str]]:

@@ -38,5 +38,11 @@ def attach(host: Host, name: str, argv: Sequence[str], *, with_terminal: bool | 
 
 
 def console(host: Host, name: str, *, force: bool = False) -> bool:
-    """Sit at the serial console; True when the user left it, False when the guest's side ended."""
-    return terminal_console.attach(host, query.get_running(host, name), force=force)
+    """Sit at the serial console; True when the user left it, False when the guest's side ended.
+
+    `force` sends away whoever has it. Raises Unsupported where libvirt cannot.
+    """
+    instance = query.get_running(host, name)
+    if force:
+        get_backend(instance.record.mode).check_takeover()
+    return terminal_console.attach(host, instance, force=force)
