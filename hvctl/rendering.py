@@ -145,3 +145,26 @@ def _compile(source: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     return environment.from_string(source)
+
+
+def find_variables(source: str) -> frozenset[str] | None:
+    """Which K a template asks for as `vars.K`; None where it uses `vars` as a whole, and so may ask for any.
+
+    Raises RenderError for what is no template. Done here, in this process.
+    """
+    import jinja2
+    from jinja2 import nodes
+
+    try:
+        tree = jinja2.Environment(autoescape=True).parse(source)
+    except jinja2.TemplateError as error:
+        raise RenderError(str(error), is_undefined=False) from error
+    used = nodes.Name("vars", "load")
+    named = [node.attr for node in tree.find_all(nodes.Getattr) if node.node == used]
+    named += [
+        str(node.arg.value)
+        for node in tree.find_all(nodes.Getitem)
+        if node.node == used and isinstance(node.arg, nodes.Const)
+    ]
+    is_whole = sum(node == used for node in tree.find_all(nodes.Name)) > len(named)
+    return None if is_whole or any(hasattr(dict, name) for name in named) else frozenset(named)  # `vars.items()`

@@ -6,6 +6,7 @@ around whole elements. Values are escaped always, unknown names are errors, so a
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,19 @@ def render(template: Template, values: Mapping[str, object], variables: Mapping[
     return _tidy(text, template)
 
 
+def check_variables(template: Template, variables: Mapping[str, str]) -> None:
+    """Raise InvalidSpec for a variable that the template does not ask for: a slip of the pen, or another template's."""
+    if not variables:  # Jinja is loaded for it
+        return
+    try:
+        known = rendering.find_variables(_read(template.path))
+    except rendering.RenderError:
+        return  # `render` says it, with all that goes with it
+    for name in variables:
+        if known is not None and name not in known:
+            raise InvalidSpec(f"template {template.name!r} knows no {name!r}", hint=_known_hint(name, known))
+
+
 def check_well_formed(template: Template) -> None:
     """Raise InvalidSpec with the line when the file is no well-formed XML as it stands, or not a `<domain>`."""
     source = _read(template.path)
@@ -164,6 +178,13 @@ def _read(path: Path) -> str:
         raise NotFound(f"cannot read template {str(path)!r}: {error.strerror}", hint="hvctl template list") from error
     except UnicodeDecodeError as error:
         raise InvalidSpec(f"template {str(path)!r} is not UTF-8 text", hint="save it as UTF-8") from error
+
+
+def _known_hint(name: str, known: frozenset[str]) -> str:
+    if not known:
+        return "it takes no --set at all; another may: hvctl template list"
+    meant = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {meant[0]}? " if meant else "") + f"it knows: {', '.join(sorted(known))}"
 
 
 def _undefined_hint(message: str) -> str:

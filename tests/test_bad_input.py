@@ -85,6 +85,7 @@ CONTAINER = (*CREATE, "x", "--container")
         ((*CREATE, "x", "--cpus", "0"), 2, "--cpus"),
         ((*CREATE, "x", "--nosuch"), 2, "--nosuch"),
         ((*CREATE, "x", "--set", "novalue"), 2, "novalue"),
+        ((*CREATE, "x", "--set", "tmp=2.0", "--template", "uefi"), 7, "'uefi' knows no 'tmp'; next: did you mean tpm?"),
         ((*CREATE, "x", "--user-data", "/nosuch"), 3, "/nosuch"),
         ((*CREATE, "x", "--ssh-key", "/nosuch"), 3, "/nosuch"),
         ((*CREATE, "x", "--require-kvm", "--accel", "tcg"), 2, "--require-kvm"),

@@ -126,6 +126,35 @@ def test_a_bad_template_is_named_with_its_fault(tmp_path: Path, source: str, rea
         templates.render(template, {"name": "<b>"}, {})
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("<domain/>", "takes no --set at all"),
+        ("<domain>{{ tmp }} vars.tmp</domain>", "takes no --set at all"),
+        ("<domain>{% if vars.tpm is defined %}x{% endif %}</domain>", "did you mean tpm? it knows: tpm"),
+        ("<domain>{{ vars['tpm'] }}{{ vars.speed | default(1) }}</domain>", "it knows: speed, tpm"),
+        ("<domain>{% macro m(x) %}{{ vars.speed }}{{ x }}{% endmacro %}{{ m(1) }}</domain>", "it knows: speed"),
+        ("<domain>{{ vars.tmp }}</domain>", ""),
+        ("<domain>{% macro m(x) %}{{ vars.tmp }}{{ x }}{% endmacro %}{{ m(1) }}</domain>", ""),
+        ("<domain>{% for key, value in vars.items() %}{{ key }}{% endfor %}</domain>", ""),
+        ("<domain>{{ vars.get('tmp') }}{{ vars[name] }}</domain>", ""),
+        ("<domain>{{ vars | length }}</domain>", ""),
+        ("<domain>{% if %}</domain>", ""),
+    ],
+)
+def test_a_variable_that_nothing_asks_for_is_refused(tmp_path: Path, source: str, reason: str) -> None:
+    file = tmp_path / "mine.xml"
+    file.write_text(source)
+    template = templates.get_template(Mode.VM, str(file), ())
+    templates.check_variables(template, {})
+    if not reason:
+        templates.check_variables(template, {"tmp": "2.0"})
+        return
+    with pytest.raises(InvalidSpec, match="knows no 'tmp'") as refused:
+        templates.check_variables(template, {"tmp": "2.0"})
+    assert reason in refused.value.hint
+
+
 def test_a_template_of_the_users_hides_a_builtin_one(tmp_path: Path) -> None:
     (tmp_path / "vm").mkdir()
     (tmp_path / "vm" / "default.xml").write_text("<domain/>")

@@ -72,7 +72,7 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
     requests = {name: _parse(app, name, options) for name in names}
     if options["print_xml"]:
         for request in requests.values():
-            click.echo(verbs.format_xml(app.host, verbs.make_plan(app.host, request)), nl=False)
+            click.echo(verbs.format_xml(app.host, verbs.plan_new(app.host, request)), nl=False)
         return
     if options["build"]:
         _build_missing(app, next(iter(requests.values())).spec.image)

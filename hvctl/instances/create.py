@@ -72,7 +72,7 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
     backend, name = get_backend(request.spec.mode), request.spec.name
     image = published.get_image(host, request.spec.image)
     image = backend.complete_image(host, image, events, is_trusted=request.trust_image)
-    plan = make_plan(host, request, image, take_key)
+    plan = plan_new(host, request, image, take_key)
     with host.lock(name):
         for note in filter(None, (plan.note, _describe_access(plan.record))):
             events(Note(name, note))
@@ -84,6 +84,15 @@ def create(host: Host, request: Request, events: Sink = ignore) -> Instance:
         with contextlib.nullcontext() if record.spec.is_ephemeral else wait.for_what_stays(name):
             wait.wait_until(host, instance, goal, timeout_s=timeout_s, events=events, log_start=log_start)
     return instance
+
+
+def plan_new(
+    host: Host, request: Request, image: Image | None = None, take_key: Callable[[], identity.KeyPair] = keys.new_pair
+) -> Plan:
+    """As `make_plan`, of what somebody has just typed: raises InvalidSpec for variables that its template has no use for."""
+    plan = make_plan(host, request, image, take_key)
+    templates.check_variables(plan.template, dict(request.spec.variables))
+    return plan
 
 
 def make_plan(

@@ -65,6 +65,7 @@ def make_record(mode: Mode, template: str, store: Path, variables: Mapping[str, 
 def render_example(host: Host, mode: Mode, name: str, variables: Mapping[str, str]) -> str:
     """The definition that a template gives. Raises what `templates.render` raises."""
     template = templates.get_template(mode, name, host.config.template_folders)
+    templates.check_variables(template, variables)
     record = make_record(mode, name, host.store.root, variables)
     backend = get_backend(mode)
     xml = templates.render(template, backend.format_values(host, record, IMAGE), variables)
