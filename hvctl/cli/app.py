@@ -87,7 +87,9 @@ class App:
         """A table with a header; plain text in aligned columns when stdout is no terminal."""
         lines = [[str(cell) for cell in row] for row in rows]
         if sys.stdout.isatty():
-            self._print_rich_table(columns, lines)
+            from hvctl.cli import table
+
+            table.write(self.console(), columns, lines)
             return
         widths = [max(len(line[index]) for line in [list(columns), *lines]) for index in range(len(columns))]
         for line in [list(columns), *lines]:
@@ -174,17 +176,6 @@ class App:
             case Note() | Progress() | Stage() | StepStarted():
                 pass
 
-    def _print_rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
-        self.console().print(table)
-
 
 class _Printed(HvctlError):
     """The first of several failures, each of which has been printed already."""
@@ -192,11 +183,6 @@ class _Printed(HvctlError):
     def __init__(self, first: HvctlError) -> None:
         super().__init__(first.message, hint=first.hint)
         self.code = first.code
-
-
-def _style(cell: str) -> str:
-    return {"running": "green", "ok": "green", "paused": "yellow", "warning": "yellow", "incomplete": "red",
-            "crashed": "red", "failed": "red"}.get(cell, "")  # fmt: skip
 
 
 def output_options(function: Callable[..., T], json_help: str = "Print JSON for programs.") -> Callable[..., T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hvctl.cli.present import format_age
@@ -11,6 +12,8 @@ from hvctl.units import format_size
 
 if TYPE_CHECKING:
     from hvctl.images import Listed
+
+_SHOWN_USERS = 2
 
 
 def as_json(item: Listed) -> dict[str, object]:
@@ -81,13 +84,19 @@ def as_row(item: Listed) -> tuple[str, ...]:
     return (
         item.name,
         found.id[:12],
-        f"{found.os} {found.version}",
+        f"{found.os} {found.version}".rstrip(),
         found.kernel_release or "-",
         format_size(found.disk.virtual_bytes) if found.disk else "-",
         format_size(item.size_bytes),
-        ", ".join(item.users) or "-",
+        format_users(item.users),
         format_age(found.created_at),
     )
+
+
+def format_users(names: Sequence[str]) -> str:
+    """The first two, and how many more."""
+    rest = len(names) - _SHOWN_USERS
+    return ", ".join([*names[:_SHOWN_USERS], *([f"+{rest}"] if rest > 0 else [])]) or "-"
 
 
 def as_pairs(item: Listed) -> list[tuple[str, str]]:
