@@ -344,17 +344,24 @@ def test_a_killed_exec_takes_its_command_along(settings: Config, boxed: Instance
     assert "sleep 101" not in sh(settings, "boxed", "ps -eo args=")
 
 
+IN_TERMINAL = "tty; stty size; read line; echo got $line; exit 7"
+
+
 @container_only("exec by namespaces")
-def test_exec_has_a_terminal_where_there_is_one(settings: Config, boxed: Instance) -> None:
+@pytest.mark.parametrize(
+    ("command", "typed"), [(("--", "sh", "-c", IN_TERMINAL), "a line\n"), ((), f"{IN_TERMINAL}\na line\n")]
+)
+def test_exec_has_a_terminal_where_there_is_one(
+    settings: Config, boxed: Instance, command: tuple[str, ...], typed: str
+) -> None:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 33, 101, 0, 0))
     before = termios.tcgetattr(theirs)
-    script = "tty; stty size; read line; echo got $line; exit 7"
-    words = [sys.executable, "-m", "hvctl", "exec", "boxed", "--", "sh", "-c", script]
+    words = [sys.executable, "-m", "hvctl", "exec", "boxed", *command]
     process = subprocess.Popen(
         words, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
-    os.write(ours, b"a line\n")
+    os.write(ours, typed.encode())
     assert process.wait(timeout=60) == 7
     said = b""
     while select.select([ours], [], [], 0.2)[0]:

@@ -158,6 +158,8 @@ def test_exec_passes_input_output_and_arguments(settings: Config, running: Insta
     done = run(settings, "exec", "running", "--", "sh", "-c", 'cat; echo "$1" >&2', "sh", "$(id); 'x'\n", stdin="in\n")
     assert (done.status, done.out, done.err) == (0, "in\n", "$(id); 'x'\n\n")
     assert run(settings, "exec", "running", "--", "no-such-program").status == 127
+    done = run(settings, "exec", "running", stdin="shopt -q login_shell && echo $((6 * 7)) $0 $PWD\nexit 3\n")
+    assert (done.status, done.out, done.err) == (3, "42 /bin/bash /root\n", "")
     lines = run(settings, "exec", "running", "--", "seq", "1", "200000").out.split()
     assert lines == [str(number) for number in range(1, 200001)]
 

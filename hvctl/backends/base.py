@@ -232,7 +232,7 @@ class Backend(ABC):
     def check_terminal(self) -> None:
         """Return when `attach` can give a command a terminal."""
         raise self._unsupported(
-            "has no terminal for a command: its guest agent cannot give one", "use ssh, or leave --tty away"
+            "has no terminal for a command: its guest agent cannot give one", "use ssh; exec takes a command, or stdin"
         )
 
     @contextlib.contextmanager

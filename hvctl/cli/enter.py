@@ -38,7 +38,7 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 
 @click.command("exec", context_settings=_PASS_ON)
 @click.argument("name")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--tty/--no-tty",
     "-t/-T",
@@ -49,7 +49,8 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> int:
     """Run a command as root without the network; exits with the command's own code, 255 is hvctl's own failure.
 
-    The words are passed on as they are, never through a shell.
+    The words are passed on as they are, never through a shell. Without any it is root's shell, which in a VM takes its
+    commands from stdin alone.
 
     Example: hvctl exec web -- systemctl status ssh
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from hvctl.access import console as terminal_console
@@ -12,6 +13,16 @@ from hvctl.host import Host
 from hvctl.instances import query
 
 __all__ = ["STDIN_LIMIT_BYTES", "attach", "console", "exec_"]
+
+# Root's shell, unless that lets nobody in, and what there is where there is none.
+_SHELL = """
+shell=
+while IFS=: read -r _ _ uid _ _ _ found; do [ "$uid" != 0 ] || { shell=$found; break; }; done 2>/dev/null </etc/passwd
+cd 2>/dev/null
+case $shell in */nologin | */false) shell= ;; esac
+[ -x "$shell" ] || shell=$(command -v bash || command -v sh)
+exec "$shell" -l
+"""
 
 
 def exec_(host: Host, name: str, argv: Sequence[str], stdin: bytes = b"") -> ExecResult:
@@ -26,14 +37,15 @@ def exec_(host: Host, name: str, argv: Sequence[str], stdin: bytes = b"") -> Exe
 
 
 def attach(host: Host, name: str, argv: Sequence[str], *, with_terminal: bool | None = None) -> int:
-    """Run a command as root inside with this process's stdin, stdout and stderr; its exit status.
+    """Run a command, or root's login shell, as root inside with this process's stdin, stdout and stderr; its exit status.
 
-    `with_terminal` None: with one when there is a person and the mode can. Raises Unsupported where it was asked for
-    and cannot be, and what `exec_` raises.
+    `with_terminal` None: with one when there is a person and the mode can; a shell, when somebody types. Raises Unsupported
+    where it was asked for and cannot be, and what `exec_` raises.
     """
-    if not argv:
-        raise UsageError("there is no command to run", hint=f"hvctl exec {name} -- COMMAND")
     instance = query.get_running(host, name)
+    if not argv:
+        argv = ("sh", "-c", _SHELL)
+        with_terminal = True if with_terminal is None and sys.stdin.isatty() else with_terminal
     return get_backend(instance.record.mode).attach(host, instance.record, tuple(argv), with_terminal=with_terminal)
 
 
