@@ -159,13 +159,41 @@ def test_no_word_is_more_than_a_word(text: str) -> None:
     spec = Spec(name="x", mode=Mode.VM, image="i")
     record = Record(uuid=uuid4(), spec=spec, store=Path("/"), image_id="", layers=(), network="", mac="")
     given = application.format_files(record, process, (1, 2), Network())
-    start = given["start"].decode().removeprefix("exec ")
-    shown = subprocess.run(["sh", "-c", f"printf '%s\\0' {start}"], capture_output=True, check=True, timeout=10)
-    assert shown.stdout.decode().split("\0")[:-1] == shlex.split(start)
-    assert shlex.split(start)[-2:] == [text or "x", text]
+    find, _, start = given["start"].decode().replace("exit 127", "program=$name").rpartition("\nexec ")
+    script = f"{find}\nprintf '%s\\0' {start}"
+    shown = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=10)
+    words = [text or "x" if word == "$program" else word for word in shlex.split(start)]
+    assert (shown.stdout.decode().split("\0")[:-1], words[-2:]) == (words, [text or "x", text])
     script = given["settings"].decode() + 'printf %s "$directory"'
     told = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=10)
     assert told.stdout.decode() == (text or "/")
+
+
+@pytest.mark.parametrize(
+    ("word", "path", "program"),
+    [
+        ("ls", "none:bin:/bin", "bin/ls"),
+        ("ls", "bin/sub::other", "./ls"),
+        ("ls", "other:bin", "bin/ls"),
+        ("bin/nosuch", "bin", "bin/nosuch"),
+        ("sub", "bin", None),
+        ("awk", "bin", None),
+        ("*", "bin", None),
+    ],
+)
+def test_a_program_is_the_images_own(tmp_path: Path, word: str, path: str, program: str | None) -> None:
+    """busybox, which starts it, has an `ls` and an `awk` of its own, too."""
+    for name, mode in (("ls", 0o755), ("bin/ls", 0o755), ("other/ls", 0o644), ("bin/sub/x", 0o755)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    spec = Spec(name="x", mode=Mode.VM, image="i")
+    record = Record(uuid=uuid4(), spec=spec, store=Path("/"), image_id="", layers=(), network="", mac="")
+    process = Process(command=(word,), environment=(("PATH", path),))
+    given = application.format_files(record, process, (0, 0), Network())["start"].decode()
+    script = given.replace("\nexec ", '\necho "$program"; exit; ')
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=10)
+    assert (done.returncode, done.stdout.strip()) == ((0, program) if program else (127, ""))
 
 
 @pytest.mark.parametrize(

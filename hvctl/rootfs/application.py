@@ -31,6 +31,21 @@ cd "$directory" && . /dev/hvctl/application/start
 """
 START = (f"{HERE}/busybox", "sh", "-c", _IN_TERMINAL)
 """The command that becomes the process, in a terminal, which is then its user's."""
+# Debian's busybox takes the name of one of its own applets for that, before it looks along PATH: it is given a path.
+_FIND_PROGRAM = """\
+program=
+case $name in */*) program=$name ;; esac
+set -f
+IFS=:
+for folder in $path; do
+    [ -z "$program" ] || break
+    if [ -f "${folder:-.}/$name" ] && [ -x "${folder:-.}/$name" ]; then program=${folder:-.}/$name; fi
+done
+if [ -z "$program" ]; then
+    echo "exec: '$name': not found" >&2
+    exit 127
+fi
+"""
 _GUEST = Path(__file__).parent / "guest" / "application"
 _ACCOUNTS_LIMIT_BYTES = 4 * 1024**2
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -185,7 +200,7 @@ def parse_signal(name: str) -> str:
 
 
 def _format_start(process: Process) -> str:
-    """A line of shell that becomes the process: an empty environment, the user, then its own environment and words.
+    """Shell that becomes the process: an empty environment, the user, then its own environment and words.
 
     `gosu` reads accounts as Docker does, inside, with no more rights than the instance has; HOME is from there.
     """
@@ -193,9 +208,10 @@ def _format_start(process: Process) -> str:
     busybox, words = f"{HERE}/busybox", [*process.entrypoint, *process.command]
     argv = [
         *(busybox, "env", "-i", f"{HERE}/gosu", process.user or "0"),
-        *(busybox, "env", *(f"{key}={value}" for key, value in environment.items()), *words),
+        *(busybox, "env", *(f"{key}={value}" for key, value in environment.items())),
     ]
-    return f"exec {shlex.join(argv)}\n"
+    wanted = f"name={shlex.quote(words[0])} path={shlex.quote(environment['PATH'])}"
+    return f'{wanted}\n{_FIND_PROGRAM}exec {shlex.join(argv)} "$program" {shlex.join(words[1:])}\n'
 
 
 def _find_id(host: Host, tree: Path, name: str, wanted: str, image: str) -> tuple[int, int]:
