@@ -10,14 +10,18 @@ from hvctl.units import format_duration, format_size
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
 
 
-def as_json(instance: Instance) -> dict[str, object]:
-    """An instance for programs. Names here are part of the interface: add, never rename."""
+def as_json(instance: Instance, *, exit_code: int | None = None) -> dict[str, object]:
+    """An instance for programs. Names here are part of the interface: add, never rename.
+
+    `exit_code`: of an application that is off.
+    """
     record, live, spec = instance.record, instance.live, instance.record.spec
     return {
         "name": record.name,
         "mode": record.mode.value,
         "state": instance.state.value,
         "cause": live.cause,
+        "exit_code": exit_code,
         "uuid": str(record.uuid),
         "image": spec.image,
         "image_id": record.image_id,
@@ -76,10 +80,14 @@ def as_row(instance: Instance) -> tuple[str, ...]:
     )
 
 
-def as_pairs(instance: Instance, root_bytes: int) -> list[tuple[str, str]]:
-    """An instance as the lines of `show`; where what was asked and what is differ, both. `root_bytes` 0: no size."""
+def as_pairs(instance: Instance, root_bytes: int, exit_code: int | None = None) -> list[tuple[str, str]]:
+    """An instance as the lines of `show`; where what was asked and what is differ, both.
+
+    `root_bytes` 0: no size. `exit_code`: of an application that is off.
+    """
     record, live, spec = instance.record, instance.live, instance.record.spec
-    state = f"{instance.state.value} ({live.cause})" if live.cause else instance.state.value
+    cause = live.cause if exit_code is None else f"exit code {exit_code}"
+    state = f"{instance.state.value} ({cause})" if cause else instance.state.value
     if record.pending:
         state = f"incomplete: {record.pending.verb} stopped at {record.pending.step!r}; next: hvctl gc"
     return [

@@ -25,7 +25,10 @@ def list_(app: App) -> None:
         else:
             click.echo("no instances yet; next: hvctl create NAME", err=True)
 
-    app.print_result([as_json(instance) for instance in instances], for_people)
+    def for_programs() -> list[dict[str, object]]:
+        return [as_json(item, exit_code=query.find_exit_code(app.host, item)) for item in instances]
+
+    app.print_result(for_programs() if app.is_json else None, for_people)
 
 
 @click.command()
@@ -44,12 +47,14 @@ def show(app: App, name: str, xml: bool) -> None:
         click.echo(query.get_xml(app.host, instance), nl=False)
         return
 
+    exit_code = query.find_exit_code(app.host, instance)
+
     def print_pairs() -> None:
         from hvctl.instances import disks
 
-        app.print_pairs(as_pairs(instance, disks.get_root_size(app.host, instance.record)))
+        app.print_pairs(as_pairs(instance, disks.get_root_size(app.host, instance.record), exit_code))
 
-    app.print_result(as_json(instance), print_pairs)
+    app.print_result(as_json(instance, exit_code=exit_code), print_pairs)
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvctl import metadata, operation
-from hvctl.errors import NotFound, NotManaged, Unsupported, WrongState
+from hvctl.errors import HvctlError, NotFound, NotManaged, Unsupported, WrongState
 from hvctl.host import Host
 from hvctl.libvirtapi import domains
 from hvctl.model import Endpoint, Instance, Mode, Provision, Record, State
@@ -127,6 +127,18 @@ def endpoint_of(instance: Instance, *, user: str = "") -> Endpoint:
 def get_xml(host: Host, instance: Instance) -> str:
     """libvirt's definition of an instance for its next start."""
     return domains.get_xml(domains.get(host.connection(instance.record.mode), instance.record.uuid))
+
+
+def find_exit_code(host: Host, instance: Instance) -> int | None:
+    """What the process of an application that is off has ended with; None where nobody could tell, or may be told."""
+    from hvctl.backends import processes
+
+    if not instance.record.is_application or instance.state not in (State.STOPPED, State.CRASHED):
+        return None
+    try:
+        return processes.read_status(host, instance.record).exit_code
+    except HvctlError:
+        return None
 
 
 def read_console(host: Host, instance: Instance, *, lines: int = 0, start: int = 0) -> tuple[str, ...]:
