@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import signal
@@ -251,11 +252,31 @@ def test_a_service_is_kept_and_its_log_bounded(host: Host, settings: Config, ran
     lifecycle.delete(host, "service")
 
 
-def test_one_that_fails_at_once_says_so(host: Host, settings: Config, ran: None, app: str) -> None:
-    made = cli.run(settings, "create", "broken", "--container", "--image", app, "--entrypoint", "/bin/nosuch")
+@pytest.mark.parametrize(
+    ("program", "code"), [("/bin/nosuch", 127), ("nosuch", 127), ("/etc/passwd", 126), ("/bin/test", 1)]
+)
+def test_one_that_fails_at_once_says_so_each_time(
+    host: Host, settings: Config, ran: None, app: str, program: str, code: int
+) -> None:
+    arguments = ["--container", "--memory", "256MiB", "--image", app, "--entrypoint", program]
+    made = [
+        cli.run(settings, "create", "broken", *arguments),
+        *(cli.run(settings, "start", "broken") for _time in range(4)),
+    ]
+    assert [(done.status, re.findall(r"with code (\d+)", done.err)) for done in made] == [(12, [str(code)])] * 5, made
     lifecycle.delete(host, "broken")
-    assert made.status in (0, 12)  # it may be seen a moment later
-    assert made.status == 0 or "code 127" in made.err
+
+
+def test_one_that_has_ended_tells_its_code(host: Host, settings: Config, ran: None, app: str, mode: Mode) -> None:
+    arguments = ["--image", app, *(["--container"] if mode is Mode.CONTAINER else []), "--memory", "256MiB"]
+    made = cli.run(settings, "create", "broken", *arguments, "--entrypoint", "/bin/nosuch")
+    assert (made.status, "with code 127" in made.err) == (12, True)
+    cli.wait_for(lambda: query.get(host, "broken").state is State.STOPPED)
+    assert "stopped (exit code 127)" in cli.run(settings, "show", "broken").out
+    shown = json.loads(cli.run(settings, "show", "broken", "--json").out)
+    listed = json.loads(cli.run(settings, "list", "--json").out)
+    assert [item["exit_code"] for item in (shown, *listed) if item["name"] == "broken"] == [127, 127]
+    lifecycle.delete(host, "broken")
 
 
 @pytest.mark.parametrize(
