@@ -29,7 +29,7 @@ from hvctl.instances import create, lifecycle, query, recovery
 from hvctl.libvirtapi import connection, domains, networks
 from hvctl.model import Instance, Mode, Spec, State, Wait
 from hvctl.rootfs import published
-from hvctl.units import MIB
+from hvctl.units import MIB, parse_size
 from tests import victims, world
 from tests.cli import call, environment, run, run_bytes, wait_for
 
@@ -318,6 +318,25 @@ def test_set_says_what_is_live_and_what_waits(host: Host, settings: Config, mode
     assert query.get(host, "running").live.is_autostart
     assert run(settings, "set", "running", "--no-autostart", "--cpus", "2", "--memory", "512M").status == 0
     assert not query.get(host, "running").live.is_autostart
+
+
+def test_what_waits_for_the_next_start_is_shown_beside_what_holds(
+    host: Host, settings: Config, mode: Mode, running: Instance
+) -> None:
+    """More than a VM was started with, or less than a container uses. A balloon takes a moment."""
+    wait_for(lambda: query.get(host, "running").live.memory_bytes == 512 * MIB)
+    asked = "1GiB" if mode is Mode.VM else "64MiB"
+    if mode is Mode.CONTAINER:
+        assert run(settings, "exec", "running", "--", "sh", "-c", "head -c 200M /dev/zero >/run/much").status == 0
+    assert json.loads(run(settings, "set", "running", "--memory", asked, "--json").out)[0]["live"] is False
+    assert f"512MiB ({asked} from the next start on)" in run(settings, "show", "running").out
+    shown = json.loads(run(settings, "show", "running", "--json").out)
+    assert (shown["memory_bytes"], shown["asked"]["memory_bytes"]) == (512 * MIB, parse_size(asked))
+    assert "  512MiB  " in run(settings, "list").out
+    run(settings, "exec", "running", "--", "rm", "-f", "/run/much")
+    assert json.loads(run(settings, "set", "running", "--memory", "512MiB", "--json").out)[0]["live"] is True
+    wait_for(lambda: query.get(host, "running").live.memory_bytes == 512 * MIB)
+    assert "from the next start" not in run(settings, "show", "running").out
 
 
 def test_rename_of_a_running_one_is_refused(settings: Config, running: Instance) -> None:

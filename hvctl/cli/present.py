@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from hvctl.model import DataDisk, Instance, Mount
+from hvctl.model import DataDisk, Instance, Mount, State
 from hvctl.units import format_duration, format_size
 
 LIST_COLUMNS = ("NAME", "STATE", "MODE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE")
@@ -95,8 +95,8 @@ def as_pairs(instance: Instance, root_bytes: int, exit_code: int | None = None) 
         ("state", state),
         ("mode", _mode(instance)),
         ("image", f"{spec.image} ({record.image_id[:12]})"),
-        ("cpus", _both(str(live.cpus), str(spec.cpus))),
-        ("memory", _both(format_size(live.memory_bytes), format_size(spec.memory_bytes))),
+        ("cpus", _with_next(instance, str(live.cpus), str(spec.cpus))),
+        ("memory", _with_next(instance, format_size(live.memory_bytes), format_size(spec.memory_bytes))),
         ("disk", format_size(root_bytes) if root_bytes else ""),
         ("address", record.address),
         ("mac", record.mac),
@@ -144,6 +144,13 @@ def _format_mount(mount: Mount) -> str:
 def _format_disk(disk: DataDisk) -> str:
     size = f", {format_size(disk.size_bytes)}" if disk.size_bytes else ""
     return f"{disk.name} at {disk.target}{size}{' (read-only)' if disk.is_read_only else ''}"
+
+
+def _with_next(instance: Instance, live: str, asked: str) -> str:
+    """What holds now, and what is to hold from its next start on."""
+    if live == asked or instance.state in (State.STOPPED, State.CRASHED):
+        return _both(live, asked)
+    return f"{live} ({asked} from the next start on)"
 
 
 def _both(live: str, asked: str) -> str:

@@ -16,7 +16,7 @@ import libvirt
 
 from hvctl import metadata
 from hvctl.errors import HvctlError, NotFound, TimedOut, WrongState
-from hvctl.hostside import freezer
+from hvctl.hostside import freezer, held
 from hvctl.libvirtapi.connection import Connection
 from hvctl.libvirtapi.faults import from_libvirt, in_words
 from hvctl.model import Live, State
@@ -159,10 +159,13 @@ def describe(domain: libvirt.virDomain) -> Listed:
         cause = ""
         if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_NOSTATE):
             cause = _CAUSES.get((state, domain.state()[1]), "")
-        if state == libvirt.VIR_DOMAIN_RUNNING and _is_container(xml) and freezer.is_frozen(domain.ID()):
-            state = libvirt.VIR_DOMAIN_PAUSED
         # Of a container libvirt tells how much memory it uses now, and its CPUs are a quota.
         limits = _limits(xml)
+        if _is_container(xml) and domain.ID() > 0:
+            now = held.read_limits(domain.ID())  # the definition may be one for its next start
+            limits = (now[0] or limits[0], now[1] or limits[1])
+            if state == libvirt.VIR_DOMAIN_RUNNING and freezer.is_frozen(domain.ID()):
+                state = libvirt.VIR_DOMAIN_PAUSED
         live = Live(
             state=_STATES.get(state, State.STOPPED),
             cause=cause,
