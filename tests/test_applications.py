@@ -286,11 +286,11 @@ def test_one_that_has_ended_tells_its_code(host: Host, settings: Config, ran: No
         (["docker://localhost:1/none"], 255, "cannot pull"),
         (["--entrypoint", "", "app"], 255, "names no command"),
         (["--name", "../up", "app"], 255, "../up"),
-        (["--env", "=x", "app"], 2, "K=V"),
+        (["--env", "=x", "app"], 255, "K=V"),
         (["debian-12"], 255, "whole system"),
         (["--env", "A=b", "debian-12", "--", "true"], 255, "whole system"),
         (["--json", "app"], 255, "no JSON"),
-        ([], 2, "IMAGE"),
+        ([], 255, "IMAGE"),
     ],
 )
 def test_what_cannot_be_run_says_why(

@@ -16,7 +16,7 @@ from hvctl import hostsetup
 from hvctl.config import Config
 from hvctl.errors import WrongState
 from hvctl.host import Host
-from hvctl.hostsetup import network
+from hvctl.hostsetup import hooks, network
 from hvctl.hostside import daemons, filters
 from hvctl.instances import create, lifecycle
 from hvctl.libvirtapi import networks, survey
@@ -140,6 +140,17 @@ def test_the_command_says_when_there_is_nothing_to_do(settings: Config, host: Ho
 def test_a_daemon_is_told_from_its_children(host: Host) -> None:
     assert daemons.find_running("libvirtd") == int(Path("/run/libvirtd.pid").read_text())
     assert daemons.find_running("no-such-daemon") == 0
+
+
+@pytest.mark.apart
+def test_code_that_a_hook_still_runs_is_not_taken_from_it(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    script = 'sleep 0.5; [ -d "$1" ] && echo there'
+    with subprocess.Popen(["sh", "-c", script, str(hooks.HOOKS[0]), str(code)], stdout=subprocess.PIPE) as hook:
+        hooks._remove_unused(code)
+        assert hook.communicate()[0] == b"there\n"
+    assert not code.exists()
 
 
 @pytest.mark.apart

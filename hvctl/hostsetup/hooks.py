@@ -8,8 +8,11 @@ a guest that starts during an upgrade runs the old code or the new one, never ha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from hvctl.hostside import daemons, emulator, files, filters, groups
 
 HOOKS = tuple(Path(f"/etc/libvirt/hooks/{driver}.d/hvctl") for driver in ("qemu", "lxc"))
 _CODE = filters.NETWORKS.parent
+_LONGEST_HOOK_S = 5
 _SOURCE = Path(hvctl.hostside.__file__).parent
 
 
@@ -115,4 +119,22 @@ def _remove_old_code(code: Path) -> Iterator[Change]:
     """Nothing calls an older version any more once all scripts name this one."""
     for folder in sorted(_CODE.iterdir()) if code.is_dir() else []:
         if folder not in (filters.NETWORKS, code, Path(emulator.PROGRAM)):
-            yield Change(text=f"remove older code, {folder}", apply=functools.partial(files.remove, folder))
+            yield Change(text=f"remove older code, {folder}", apply=functools.partial(_remove_unused, folder))
+
+
+def _remove_unused(folder: Path) -> None:
+    """A hook that began before the scripts were changed imports from it to its end, which is near."""
+    deadline_s = time.monotonic() + _LONGEST_HOOK_S
+    while _is_a_hook_running() and time.monotonic() < deadline_s:
+        time.sleep(0.02)  # not our children: there is nobody to tell us
+    files.remove(folder)
+
+
+def _is_a_hook_running() -> bool:
+    marks = (b"hvctl.hostside import hook", *map(os.fsencode, HOOKS))
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            words = path.read_bytes()
+            if any(mark in words for mark in marks):
+                return True
+    return False
