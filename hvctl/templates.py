@@ -6,7 +6,6 @@ around whole elements. Values are escaped always, unknown names are errors, so a
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -183,6 +182,8 @@ def _read(path: Path) -> str:
 def _known_hint(name: str, known: frozenset[str]) -> str:
     if not known:
         return "it takes no --set at all; another may: hvctl template list"
+    import difflib  # here: a slip alone needs it
+
     meant = difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {meant[0]}? " if meant else "") + f"it knows: {', '.join(sorted(known))}"
 
