@@ -146,8 +146,9 @@ def test_a_daemon_is_told_from_its_children(host: Host) -> None:
 def test_code_that_a_hook_still_runs_is_not_taken_from_it(tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
-    script = 'sleep 0.5; [ -d "$1" ] && echo there'
+    script = 'echo begun; sleep 0.5; [ -d "$1" ] && echo there'
     with subprocess.Popen(["sh", "-c", script, str(hooks.HOOKS[0]), str(code)], stdout=subprocess.PIPE) as hook:
+        assert hook.stdout and hook.stdout.readline() == b"begun\n"
         hooks._remove_unused(code)
         assert hook.communicate()[0] == b"there\n"
     assert not code.exists()
