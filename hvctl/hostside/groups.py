@@ -24,13 +24,13 @@ def spare(process: int) -> None:
     """Have the kernel end anything else first when the memory of this process's group runs out (proc_pid_oom_score_adj(5)).
 
     What it starts from then on inherits that. Root without CAP_SYS_RESOURCE (in some CI runner) may not lower it
-    below 0; there it helps against processes that were made likelier victims (`LIKELY_VICTIM`, `resemble`).
+    below 0; there it helps against processes that were made likelier victims (`LIKELY_VICTIM`, `resemble`). Fine when it
+    has ended.
     """
-    try:
-        write(f"/proc/{process}/oom_score_adj", UNLIKELY_VICTIM)
-    except PermissionError:
-        with contextlib.suppress(PermissionError):
-            write(f"/proc/{process}/oom_score_adj", "0")
+    for value in (UNLIKELY_VICTIM, "0"):
+        with contextlib.suppress(OSError):
+            write(f"/proc/{process}/oom_score_adj", value)
+            return
 
 
 def resemble(process: int) -> None:
