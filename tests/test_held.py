@@ -39,6 +39,13 @@ def test_what_holds_is_what_the_kernel_says(
     memberships: list[tuple[str, str]],
     found: tuple[int, int],
 ) -> None:
+    pretend(tmp_path, monkeypatch, tree, memberships)
+    assert held.read_limits(1) == found
+
+
+def pretend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: dict[str, str], memberships: list[tuple[str, str]]
+) -> None:
     for name, content in tree.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -46,4 +53,25 @@ def test_what_holds_is_what_the_kernel_says(
     monkeypatch.setattr(groups, "find_hierarchies", lambda: hierarchies)
     monkeypatch.setattr(groups, "find_unified", lambda: str(tmp_path / "unified"))
     monkeypatch.setattr(groups, "find_memberships", lambda _process: memberships)
-    assert held.read_limits(1) == found
+
+
+USED = {
+    "unified/machine.slice/a.scope/libvirt/memory.current": "100000\n",
+    "unified/machine.slice/a.scope/libvirt/memory.stat": "anon 60000\nactive_file 20000\ninactive_file 5000\nshmem 9000\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("tree", "memberships", "kept"),
+    [(USED, IN_V2, 75000), (V1, IN_V1, 0), ({}, IN_V2, 0)],
+    ids=["version 2", "version 1", "it has ended"],
+)
+def test_what_is_kept_is_all_but_the_pages_of_files(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tree: dict[str, str],
+    memberships: list[tuple[str, str]],
+    kept: int,
+) -> None:
+    pretend(tmp_path, monkeypatch, tree, memberships)
+    assert held.read_kept(1) == kept

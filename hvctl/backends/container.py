@@ -24,12 +24,12 @@ from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, ids, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, held, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
 from hvctl.rootfs import application
-from hvctl.units import MIB
+from hvctl.units import MIB, format_size
 
 if TYPE_CHECKING:
     from hvctl.backends.conversion import Conversion
@@ -287,6 +287,9 @@ class ContainerBackend(Backend):
         if field_name == "cpus":
             domains.set_cpu_quota(domain, period_us=_PERIOD_US, quota_us=spec.cpus * _PERIOD_US)
         else:
+            kept_bytes = host.shell.call(held.read_kept, self._controller(host, record))
+            if kept_bytes > spec.memory_bytes:
+                raise WrongState(f"{record.name!r} uses {format_size(kept_bytes)}", hint=f"hvctl restart {record.name}")
             domains.set_memory_limit(domain, spec.memory_bytes)
         limits = confine.Limits(
             first_id=record.first_id or 0,

@@ -24,6 +24,28 @@ def read_limits(controller: int) -> tuple[int, int]:
     return min(filter(None, cpus), default=0), min(filter(None, memory_bytes), default=0)
 
 
+def read_kept(controller: int) -> int:
+    """Bytes of memory that the kernel cannot take back from a container, given the process of its controller.
+
+    0 with version 1 of control groups, which refuses a limit that is lower; version 2 takes it, and kills until it holds.
+    """
+    kept = [0]
+    with contextlib.suppress(OSError):
+        tree = groups.find_unified()
+        for names, path in groups.find_memberships(controller):
+            if not names:
+                kept += map(_read_kept, _list_groups(tree, path))
+    return max(kept)
+
+
+def _read_kept(group: str) -> int:
+    used = _read(f"{group}/memory.current")
+    if not used:
+        return 0
+    counted = dict(line.split(" ", 1) for line in _read(f"{group}/memory.stat").splitlines())
+    return int(used) - sum(int(counted.get(name, "0")) for name in ("active_file", "inactive_file"))
+
+
 def _list_groups(tree: str, path: str) -> list[str]:
     """The container's own group and, where systemd has made one around it, that scope; not what all of them share."""
     if not tree or path == "/":
