@@ -46,15 +46,15 @@ def begin(source: str) -> None:
     with _asking:
         if _beside is not None or threading.active_count() > 1:
             return
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # no process to be had: it is done here
+        with contextlib.suppress(OSError):  # no process to be had: it is done here
             ours, theirs = socket.socketpair()
-            stack.enter_context(theirs)
             parent = os.getpid()
-            if os.fork() == 0:
-                try:
-                    _serve(source, theirs, parent)
-                finally:
-                    os._exit(0)
+            with theirs:
+                if os.fork() == 0:
+                    try:
+                        _serve(source, theirs, parent)
+                    finally:
+                        os._exit(0)
             ours.settimeout(_LONGEST_ANSWER_S)
             _beside = ours
 

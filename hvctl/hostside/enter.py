@@ -220,7 +220,7 @@ def _dropped_capabilities(init: int) -> list[int]:
 
 def _join_groups(init: int) -> None:
     """Where the container is limited, so is the command. The groups that the systemd inside manages get one more leaf."""
-    trees = {**groups.find_hierarchies(), "": groups.find_unified()}
+    trees = groups.find_trees()
     for line in Path(f"/proc/{init}/cgroup").read_text().splitlines():
         _number, names, path = line.split(":", 2)
         tree = trees.get(names.split(",")[0])

@@ -53,6 +53,11 @@ def find_hierarchies() -> dict[str, str]:
     return found
 
 
+def find_trees() -> dict[str, str]:
+    """As `find_memberships` names controllers: where each one's tree is mounted; none: version 2."""
+    return {**find_hierarchies(), "": find_unified()}
+
+
 def find_init(controller: int) -> int:
     """The first process of a container, given that of its controller. Raises OSError when there is none."""
     with open(f"/proc/{controller}/task/{controller}/children") as stream:

@@ -7,6 +7,7 @@ import os
 
 from hvctl.hostside import groups
 
+_LIMITING = frozenset(("cpu", "memory", ""))
 _NO_LIMIT_BYTES = 2**60
 """Version 1 says "unlimited" with a number of pages that nobody has."""
 
@@ -15,10 +16,10 @@ def read_limits(controller: int) -> tuple[int, int]:
     """CPUs and bytes of memory, given the process of a container's controller; 0 for what is not limited, or cannot be read."""
     cpus, memory_bytes = [], []
     with contextlib.suppress(OSError):  # it has ended, or these are not this user's to read
-        trees = {**groups.find_hierarchies(), "": groups.find_unified()}
+        trees = groups.find_trees()
         for names, path in groups.find_memberships(controller):
-            for controller_name in names.split(","):
-                for group in _list_groups(trees.get(controller_name, ""), path):
+            for kind in _LIMITING.intersection(names.split(",")):
+                for group in _list_groups(trees.get(kind, ""), path):
                     cpus.append(_read_cpus(group))
                     memory_bytes.append(_read_memory(group))
     return min(filter(None, cpus), default=0), min(filter(None, memory_bytes), default=0)
