@@ -23,7 +23,7 @@ from hvctl import gc
 from hvctl.config import Config
 from hvctl.errors import HostError
 from hvctl.host import Host
-from hvctl.hostside import groups, ids
+from hvctl.hostside import enter, groups, ids
 from hvctl.instances import change, create, lifecycle, query, usage
 from hvctl.libvirtapi import domains
 from hvctl.model import Instance, Mode, Mount, Record, Spec, State, Wait
@@ -133,7 +133,8 @@ def test_its_root_cannot_lift_a_limit(settings: Config, boxed: Instance) -> None
         echo max > $file; echo -1 > $file; echo 9999999999 > $file
     done 2> /dev/null
     for number in $(seq 200); do sleep 2 & done 2>&1 | grep -q 'Cannot fork' && echo bounded
-    wait; head -c 600000000 /dev/zero | tail > /dev/null; echo $?"""
+    wait; head -c 600000000 /dev/zero | tail > /dev/null; echo $?
+    while pkill -x sleep; do :; done"""
     said = sh(settings, "boxed", lift)
     assert "137" in said
     assert "bounded" in said or "Cannot fork" in said
@@ -362,14 +363,31 @@ def test_exec_has_a_terminal_where_there_is_one(
         words, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
     os.write(ours, typed.encode())
-    assert process.wait(timeout=60) == 7
+    status = process.wait(timeout=60)
     said = b""
     while select.select([ours], [], [], 0.2)[0]:
         said += os.read(ours, 4096)
+    assert status == 7, said
     assert b"/dev/pts/" in said
     assert b"33 101" in said
     assert b"got a line" in said
     assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
+
+
+@container_only("exec by namespaces")
+def test_a_terminal_has_its_size_before_the_command_can_ask(
+    host: Host, settings: Config, boxed: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late this side gets to carrying keys over: here it never does."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 33, 101, 0, 0))
+    monkeypatch.setattr(enter, "_carry", lambda *_words: None)
+    words = ["sh", "-c", "stty size > /tmp/size"]
+    controller = controller_of(host, boxed.record)
+    assert enter.run(controller, words, {}, streams=(theirs,) * 3, with_terminal=True) == 0
+    assert sh(settings, "boxed", "cat /tmp/size").strip() == "33 101"
     os.close(ours)
     os.close(theirs)
 

@@ -151,7 +151,7 @@ class _Joined:
         os.setresuid(0, 0, 0)
         os.setsid()
         _die_with(os.getppid(), signal.SIGHUP)
-        streams = self.streams if self.channel < 0 else (_open_terminal(self.channel),) * 3
+        streams = self.streams if self.channel < 0 else (_open_terminal(self.channel, self.streams[0]),) * 3
         _place(streams)
         with contextlib.suppress(OSError):
             os.chdir(environment.get("HOME", "/"))
@@ -193,14 +193,15 @@ def _exec_found(argv: list[str], environment: dict[str, str], searched: list[str
     return failure
 
 
-def _open_terminal(channel: int) -> int:
-    """A terminal of the container's, ours from now on; its other end goes out through the channel."""
+def _open_terminal(channel: int, keys: int) -> int:
+    """A terminal of the container's, ours from now on and as large as `keys`; its other end goes out by the channel."""
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     facts = os.fstat(master)
     if not stat.S_ISCHR(facts.st_mode) or facts.st_rdev != _PTMX_DEVICE:
         raise OSError(errno.ENXIO, "the container has no /dev/ptmx")
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    _take_size(keys, terminal)  # before the command can ask
     with socket.socket(fileno=channel) as end:
         socket.send_fds(end, [b"t"], [master])
     os.close(master)
@@ -334,15 +335,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
+def _take_size(ours: int, theirs: int) -> None:
+    with contextlib.suppress(OSError):  # only terminals have one
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(ours, termios.TIOCGWINSZ, b"\0" * 8))
+
+
 @contextlib.contextmanager
 def _size_follows(ours: int, theirs: int) -> Iterator[None]:
-    def follow(_signal: int = 0, _frame: object = None) -> None:
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(ours, termios.TIOCGWINSZ, b"\0" * 8))
-
-    follow()
-    before: Callable[..., object] | int | None = signal.signal(signal.SIGWINCH, follow)
+    before = signal.signal(signal.SIGWINCH, lambda _signal, _frame: _take_size(ours, theirs))
     try:
+        _take_size(ours, theirs)  # it may have changed since the terminal was opened
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
