@@ -81,6 +81,13 @@ def udp(
     return ethernet(source, 0x0800, head[:10] + struct.pack("!H", checksum(head)) + head[12:] + segment, target)
 
 
+def first_fragment(frame: bytes, content_bytes: int) -> bytes:
+    """The first part of an IPv4 frame, cut after so many bytes of its UDP segment (RFC 791): more is to come."""
+    head, segment = frame[14:34], frame[34 : 34 + content_bytes]
+    head = head[:2] + struct.pack("!HHH", 20 + len(segment), 1, 0x2000) + head[8:10] + bytes(2) + head[12:]
+    return frame[:14] + head[:10] + struct.pack("!H", checksum(head)) + head[12:] + segment
+
+
 def dhcp(client: str, *, is_reply: bool = False) -> bytes:
     """A BOOTP message (RFC 951) with the magic cookie and no options but the end."""
     head = struct.pack("!BBBBIHH", 2 if is_reply else 1, 1, 6, 0, 1, 0, 0) + bytes(16)

@@ -24,6 +24,9 @@ HONEST = {
     "arp probe": frames.arp(MINE.mac, MINE.mac, "0.0.0.0", MINE.address),
     "ipv4": frames.udp(MINE.mac, MINE.address, OTHER.address, 4000, 5000),
     "dhcp discover": frames.udp(MINE.mac, "0.0.0.0", "255.255.255.255", 68, 67, frames.dhcp(MINE.mac)),
+    "a large packet in fragments": frames.first_fragment(
+        frames.udp(MINE.mac, MINE.address, OTHER.address, 4000, 5000, bytes(64)), 48
+    ),
     "dhcp renewal": frames.udp(MINE.mac, MINE.address, "10.99.0.1", 68, 67, frames.dhcp(MINE.mac)),
 }
 # What it may not: nobody must ever see it.
@@ -39,6 +42,9 @@ FORGED = {
     "dhcp server": frames.udp(MINE.mac, MINE.address, "255.255.255.255", 67, 68, frames.dhcp(OTHER.mac, is_reply=True)),
     "dhcp in another's name": frames.udp(MINE.mac, "0.0.0.0", "255.255.255.255", 68, 67, frames.dhcp(OTHER.mac)),
     "release of another's lease": frames.udp(MINE.mac, MINE.address, "10.99.0.1", 68, 67, frames.dhcp(OTHER.mac)),
+    "dhcp in fragments": frames.first_fragment(
+        frames.udp(MINE.mac, MINE.address, "10.99.0.1", 68, 67, frames.dhcp(OTHER.mac)), 32
+    ),
     "router advertisement": frames.router_advertisement(MINE.mac),
     "a tagged frame": frames.tagged(frames.udp(MINE.mac, OTHER.address, "10.99.0.1", 4000, 5000)),
     "a bridge protocol frame": frames.spanning_tree(MINE.mac),
@@ -49,6 +55,9 @@ FORGED = {
 def bridged() -> Iterator[frames.Lab]:
     """A bridge with two guests' ports and the tables for both, all in a network namespace of its own."""
     with frames.lab(f"hvctl-test-{MINE.device}", (MINE.device, OTHER.device)) as made:
+        # Else the kernel puts fragments together on the way where the module br_netfilter is loaded.
+        setting = "net.bridge.bridge-nf-call-iptables=0"
+        subprocess.run(["ip", "netns", "exec", made.name, "sysctl", "-qw", setting], check=False, capture_output=True)
         made.load(filters.render([MINE, OTHER], [SUBNET]))
         yield made
 

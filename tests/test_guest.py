@@ -191,9 +191,10 @@ def test_who_leaves_the_console_is_on_a_new_line(settings: Config, mode: Mode, r
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "hvctl", "console", "running"]
     with subprocess.Popen(command, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        said = os.read(ours, 4096)
-        while b"Enter shows a prompt" not in said or tty_is_cooked(theirs):
-            time.sleep(0.05)
+        said = b""
+        while b"Enter shows a prompt" not in said:
+            said += os.read(ours, 4096)
+        wait_for(lambda: not tty_is_cooked(theirs))
         os.write(ours, b"\x1d")
         assert process.wait(timeout=30) == 0
     os.close(theirs)
@@ -211,12 +212,17 @@ def tty_is_cooked(descriptor: int) -> bool:
     return bool(local_flags & termios.ICANON)
 
 
+def is_waited_for(host: Host, name: str) -> bool:
+    """Whether it is made and runs: all that its `create` still does is to wait."""
+    found = query.find(host, name)
+    return found is not None and found.state is State.RUNNING and found.record.pending is None
+
+
 @pytest.mark.only_mode(Mode.VM, "a container is up too soon for anybody to stop waiting")
 def test_who_stops_waiting_is_told_what_runs(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
     command = [sys.executable, "-m", "hvctl", "create", "awaited", "--image", debian_image, "--memory", "512M"]
     with subprocess.Popen(command, env=environment(settings), stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: (found := query.find(host, "awaited")) is not None and found.state is State.RUNNING)
-        time.sleep(0.5)
+        wait_for(lambda: is_waited_for(host, "awaited"))
         process.send_signal(signal.SIGINT)
         _out, err = process.communicate(timeout=30)
     assert process.returncode == 130

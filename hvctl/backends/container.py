@@ -24,7 +24,7 @@ from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, held, ids, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, held, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
@@ -39,6 +39,7 @@ _PERIOD_US = 100_000
 _COPY_TIMEOUT_S = 7200
 _INIT = "/sbin/init"
 _END_TIMEOUT_S = 10.0
+_ANSWER_TIMEOUT_S, _ANSWER_BYTES = 10.0, 64 * 1024
 # Debian 12 boots, and sshd answers, with 14 (ten times of ten), never with 12; others start more.
 _LEAST_PROCESSES = 24
 
@@ -339,6 +340,12 @@ class ContainerBackend(Backend):
         status, out, err = self._enter(host, record, enter.capture, argv, ENVIRONMENT, stdin)
         return ExecResult(status=status, stdout=out, stderr=err)
 
+    def _ask(self, host: Host, record: Record, *argv: str, limit_bytes: int = _ANSWER_BYTES) -> ExecResult:
+        """Run a program of the container's for our own use: it may be any, so neither its time nor its words are ours."""
+        limits = {"timeout_s": _ANSWER_TIMEOUT_S, "limit_bytes": limit_bytes}
+        status, out, err = self._enter(host, record, enter.capture, argv, ENVIRONMENT, b"", **limits)
+        return ExecResult(status=status, stdout=out, stderr=err)
+
     def attach(self, host: Host, record: Record, argv: tuple[str, ...], *, with_terminal: bool | None) -> int:
         is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
         use_terminal = is_interactive if with_terminal is None else with_terminal
@@ -364,7 +371,7 @@ class ContainerBackend(Backend):
             return
         if record.provision is Provision.NONE:
             with contextlib.suppress(HvctlError):
-                if self.run_inside(host, record, ("poweroff",), b"").status == 0:
+                if self._ask(host, record, "poweroff").status == 0:
                     return
         super().ask_to_stop(host, record)
 
@@ -387,7 +394,7 @@ class ContainerBackend(Backend):
 
     def answers(self, host: Host, record: Record) -> bool:
         try:
-            return self.run_inside(host, record, ("true",), b"").status == 0
+            return self._ask(host, record, "true").status == 0
         except HvctlError:
             return False
 
@@ -407,11 +414,11 @@ class ContainerBackend(Backend):
         """
         if record.is_application and (printed := processes.read_log(host, record, limit_bytes=limit_bytes)):
             return printed
-        if not record.is_application and domains.is_active(self._domain(host, record)):
-            journal = ("journalctl", "--boot", "--no-pager", "--quiet", "--output=short-monotonic")
-            result = self.run_inside(host, record, journal, b"")
+        if not record.is_application and self._is_running(host, record):
+            journal = f"journalctl --boot --no-pager --quiet --output=short-monotonic | tail --bytes={limit_bytes}"
+            result = self._ask(host, record, "sh", "-c", journal, limit_bytes=limit_bytes)
             if result.status == 0 and result.stdout:
-                return result.stdout[-limit_bytes:]
+                return result.stdout
         path = Path("/var/log/libvirt/lxc") / f"{record.name}.log"
         if not host.shell.call(files.exists, path):
             return b""
@@ -419,6 +426,11 @@ class ContainerBackend(Backend):
 
     def _domain(self, host: Host, record: Record) -> Any:
         return domains.get(host.connection(self.mode), record.uuid)
+
+    def _is_running(self, host: Host, record: Record) -> bool:
+        """Whether it runs and is not paused: nothing that is asked then would answer."""
+        domain = self._domain(host, record)
+        return domains.is_running(domain) and not host.shell.call(freezer.is_frozen, domains.get_number(domain))
 
     def _controller(self, host: Host, record: Record) -> int:
         """The process of `libvirt_lxc`, which is libvirt's number of the domain. Raises WrongState when it is off."""

@@ -21,6 +21,7 @@ from hvctl.libvirtapi import domains
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Record, Throttle, VolumeFormat
 
 _TOOL_TIMEOUT_S = 600
+_ANSWER_TIMEOUT_S = 10.0
 _TARGET = re.compile(r"/[A-Za-z0-9._/@+-]{1,255}", re.ASCII)
 _RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 """Places in a container where libvirt or the kernel puts something of its own."""
@@ -189,7 +190,9 @@ class ContainerDisks(Disks):
         """Refused before it comes to that: `Backend.check_throttle`."""
 
     def _run(self, host: Host, record: Record, *argv: str) -> ExecResult:
-        status, out, err = host.shell.call(enter.capture, self._controller(host, record), argv, ENVIRONMENT, b"")
+        status, out, err = host.shell.call(
+            enter.capture, self._controller(host, record), argv, ENVIRONMENT, b"", timeout_s=_ANSWER_TIMEOUT_S
+        )
         return ExecResult(status=status, stdout=out, stderr=err)
 
     def _controller(self, host: Host, record: Record) -> int:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hvctl.cli.plain import plain
 from hvctl.errors import HvctlError, Interrupted, UsageError
 from hvctl.events import Event, Note, Progress, Sink, Stage, StepStarted
 
@@ -85,7 +86,7 @@ class App:
 
     def print_table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table with a header; plain text in aligned columns when stdout is no terminal."""
-        lines = [[str(cell) for cell in row] for row in rows]
+        lines = [[plain(str(cell)) for cell in row] for row in rows]
         if sys.stdout.isatty():
             from hvctl.cli import table
 
@@ -100,7 +101,7 @@ class App:
         shown = [(name, value) for name, value in pairs if value]
         width = max((len(name) for name, _value in shown), default=0)
         for name, value in shown:
-            click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+            click.echo(f"{click.style(name.ljust(width), bold=True)}  {plain(value)}")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Sink]:
@@ -136,9 +137,9 @@ class App:
             click.echo(json.dumps(details, ensure_ascii=False), err=True)
         else:
             head, *rest = error.message.split("\n")
-            click.echo(f"hvctl: {head}" + (f"; next: {error.hint}" if error.hint else ""), err=True)
+            click.echo(plain(f"hvctl: {head}" + (f"; next: {error.hint}" if error.hint else "")), err=True)
             for line in rest:  # the last lines of a guest's console
-                click.echo(f"  {line}", err=True)
+                click.echo(plain(f"  {line}"), err=True)
 
     def _work_in_threads(
         self, names: Sequence[str], work: Callable[[str, Sink], T], done: Callable[[str, T], None], sink: Sink
@@ -172,7 +173,7 @@ class App:
     def _tell_plainly(self, event: Event) -> None:
         match event:
             case Note(subject, text) if not self.is_json:
-                click.echo(f"{subject}: {text}" if subject else text, err=True)
+                click.echo(plain(f"{subject}: {text}" if subject else text), err=True)
             case Note() | Progress() | Stage() | StepStarted():
                 pass
 

@@ -16,6 +16,7 @@ import click
 from hvctl import __version__
 from hvctl.cli.app import App, Group
 from hvctl.errors import HostError, HvctlError, Interrupted, UsageError
+from hvctl.hostside import keyring
 
 # Command -> (module:attribute, what `hvctl --help` says). A module is imported only when its command is used.
 COMMANDS = {
@@ -86,6 +87,9 @@ def hvctl() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    _open_streams()
+    with contextlib.suppress(OSError):
+        keyring.leave()  # what a login keeps there is nothing for the programs that are started here
     gc.set_threshold(50_000)  # looking for garbage while modules are imported is a twentieth of a short command's time
     code = run_command(App(), sys.argv[1:] if arguments is None else arguments)
     logging.shutdown()
@@ -93,6 +97,16 @@ def main(arguments: list[str] | None = None) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
             stream.flush()
     os._exit(code)  # everything is let go of; taking the interpreter apart would cost another 15 ms
+
+
+def _open_streams() -> None:
+    """A standard stream that is closed would be the next file to be opened, and go to a guest as one of `exec`'s."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def run_command(app: App, arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from hvctl.cli.plain import plain
 from hvctl.events import Event, Note, Progress, Sink, Stage, StepStarted
 from hvctl.units import format_duration, format_size
 
@@ -68,7 +69,7 @@ def watch() -> Iterator[Sink]:
     def sink(event: Event) -> None:
         match event:
             case Note(subject, text):
-                console.print(f"{subject}: {text}" if subject else text, markup=False, soft_wrap=True)
+                console.print(plain(f"{subject}: {text}" if subject else text), markup=False, soft_wrap=True)
             case Progress(subject, task, done, total, is_bytes):
                 show(subject, task, done, total or None, is_bytes=is_bytes)
             case Stage(subject, name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.plain import plain
 from hvctl.cli.present import LIST_COLUMNS, as_json, as_pairs, as_row
 
 
@@ -108,6 +109,6 @@ def logs(app: App, name: str, lines: int | None) -> None:
         if not found:
             click.echo(f"{name}: nothing is logged ({instance.state})", err=True)
         for line in found:
-            click.echo(line)
+            click.echo(plain(line))
 
     app.print_result({"name": name, "lines": list(found)}, for_people)

@@ -26,6 +26,8 @@ from hvctl.model import Mode
 
 _PREFIX_LENGTH = 24
 _TRIES = 200
+_DNSMASQ = "{http://libvirt.org/schemas/network/dnsmasq/1.0}"  # https://libvirt.org/formatnetwork.html
+_BY_MAC = "dhcp-ignore-clid"
 
 
 def missing(host: Host) -> Iterator[Change]:
@@ -42,6 +44,10 @@ def missing(host: Host) -> Iterator[Change]:
     network = survey.find_network(connection, name)
     if network is None:  # in a dry run
         return
+    xml = networks.read_definition(connection, name)
+    if _is_ours(name, xml) and not _goes_by_mac(xml):
+        text = f"let leases of {name!r} go by the MAC alone, from its next start on"
+        yield Change(text=text, apply=functools.partial(networks.define, connection, _go_by_mac(xml)))
     if not network.is_autostart:
         yield Change(
             text=f"let {name!r} start at boot", apply=functools.partial(networks.set_autostart, connection, name)
@@ -90,6 +96,25 @@ def format_xml(name: str, subnet: ipaddress.IPv4Network) -> str:
     ip = SubElement(top, "ip", {"address": str(gateway), "netmask": str(subnet.netmask)})
     range_ = SubElement(SubElement(ip, "dhcp"), "range", {"start": str(gateway + 1), "end": str(last)})
     SubElement(range_, "lease", {"expiry": networks.LEASE_MINUTES, "unit": "minutes"})
+    return _go_by_mac(ElementTree.tostring(top, encoding="unicode"))
+
+
+def _is_ours(name: str, xml: str) -> bool:
+    return ElementTree.fromstring(xml).find(f"./bridge[@name='{bridge_name(name)}']") is not None
+
+
+def _goes_by_mac(xml: str) -> bool:
+    return ElementTree.fromstring(xml).find(f"./{_DNSMASQ}options/{_DNSMASQ}option[@value='{_BY_MAC}']") is not None
+
+
+def _go_by_mac(xml: str) -> str:
+    """Tell dnsmasq to look at a guest's MAC, which the filter knows, and not at the identifier that it may send along
+    (RFC 2132, option 61): with another's it could give that one's lease away."""
+    top = ElementTree.fromstring(xml)
+    options = top.find(f"{_DNSMASQ}options")
+    if options is None:
+        options = SubElement(top, f"{_DNSMASQ}options")
+    SubElement(options, f"{_DNSMASQ}option", {"value": _BY_MAC})
     return ElementTree.tostring(top, encoding="unicode")
 
 

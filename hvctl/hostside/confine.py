@@ -77,19 +77,11 @@ def release(name: str, uuid: str) -> None:
     """Remove what a container that has ended left: our groups, and libvirt's where it died with the container."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{groups.NOTES}/{name}")
-    libvirts = re.compile(rf"lxc-\d+-{re.escape(name)}\.libvirt-lxc")
     for tree in set(groups.find_hierarchies().values()):
-        remove_group(groups.find_own(tree, uuid))
+        groups.remove(groups.find_own(tree, uuid))
         for group in files.list_names(Path(tree, "machine")):
-            if libvirts.fullmatch(group):
-                remove_group(f"{tree}/machine/{group}")
-
-
-def remove_group(group: str) -> None:
-    """Remove a group with all below it; those with processes in them stay."""
-    for folder, _folders, _files in os.walk(group, topdown=False):
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+            if groups.is_libvirts(group, name):
+                groups.remove(f"{tree}/machine/{group}")
 
 
 def find_scope(controller: int) -> str:

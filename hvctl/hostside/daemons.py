@@ -14,7 +14,7 @@ import signal
 import time
 from pathlib import Path
 
-from hvctl.hostside import files
+from hvctl.hostside import files, groups
 
 RUN = Path("/run/hvctl")
 """Of the machine, not of a store: there is one libvirtd."""
@@ -45,7 +45,7 @@ def find_running(name: str) -> int:
 
 def is_hybrid() -> bool:
     """Whether the cgroup v2 tree is mounted beside v1, where libvirt 9's LXC driver stumbles over it."""
-    return any(line.split(" ")[1] == _HYBRID for line in Path("/proc/self/mounts").read_text().splitlines())
+    return any(line.split(" ")[1] == _HYBRID for line in groups.read_lines("/proc/self/mounts"))
 
 
 def start_virtlogd() -> None:
@@ -190,10 +190,10 @@ def _is_serving() -> bool:
     if not process:
         return False
     try:
-        text = Path(f"/proc/{process}/mounts").read_text()
+        lines = groups.read_lines(f"/proc/{process}/mounts")
     except OSError:  # it has ended, and nobody has asked how
         return False
-    return any(line.split(" ")[1:3] == [str(LXCFS), "fuse.lxcfs"] for line in text.splitlines())
+    return any(line.split(" ")[1:3] == [str(LXCFS), "fuse.lxcfs"] for line in lines)
 
 
 def _in_namespace() -> list[str]:
@@ -201,8 +201,7 @@ def _in_namespace() -> list[str]:
 
 
 def _is_pinned() -> bool:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return any(line.split(" ")[4] == str(NAMESPACE) for line in lines)
+    return any(line.split(" ")[4] == str(NAMESPACE) for line in groups.read_lines("/proc/self/mountinfo"))
 
 
 def _run(argv: list[str]) -> None:

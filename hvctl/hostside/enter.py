@@ -4,7 +4,7 @@ Three processes: this one waits, passes signals on and carries a terminal; a sec
 one, born in the container's process namespace, becomes the command. From the moment a process has joined it imports
 nothing more (the files are the container's now) and holds nothing of ours: it cannot be traced from inside
 (prctl(2), PR_SET_DUMPABLE), has no controlling terminal of the host's (TIOCSTI), and every descriptor but the three
-standard ones is closed.
+standard ones is closed. Those are no terminal of the host's, and the caller's keys (keyrings(7)) stay behind.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import ctypes
 import errno
 import fcntl
 import os
-import select
 import signal
 import socket
 import stat
 import struct
 import termios
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-from hvctl.hostside import groups
+from hvctl.hostside import ending, groups, keyring, relay
 
+CAPTURED_BYTES = 64 * 1024 * 1024
+"""So much a command may say to `capture`, on each stream."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _NAMESPACES = {"user": 0x10000000, "mnt": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000, "net": 0x40000000,
                "pid": 0x20000000}  # fmt: skip
@@ -35,25 +38,35 @@ _PTMX_DEVICE = os.makedev(5, 2)
 _GROUP = "hvctl-exec"
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_BEGIN_TIMEOUT_S = 60
+_KILL_TIMEOUT_S = 2
+_END_OF_INPUT = b"\x04"  # as a terminal knows it
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def capture(
-    controller: int, argv: Sequence[str], environment: Mapping[str, str], stdin: bytes
+    controller: int,
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    stdin: bytes,
+    *,
+    timeout_s: float | None = None,
+    limit_bytes: int = CAPTURED_BYTES,
 ) -> tuple[int, bytes, bytes]:
     """Run a command with this input; its exit status and everything that it wrote to stdout and stderr.
 
-    `controller` is the process of `libvirt_lxc` (libvirt's number of the domain). Raises what `run` raises.
+    `controller` is the process of `libvirt_lxc` (libvirt's number of the domain). Raises what `run` raises, TimeoutError
+    for one that has not ended in time, and OSError (EFBIG) for one that says more than the limit.
     """
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    out, err = _Kept(limit_bytes), _Kept(limit_bytes)
     with contextlib.ExitStack() as stack:
-        ends = [stack.enter_context(os.fdopen(os.memfd_create("hvctl"), "w+b")) for _end in range(3)]
-        ends[0].write(stdin)
-        ends[0].flush()
-        ends[0].seek(0)
-        status = run(controller, argv, environment, streams=tuple(end.fileno() for end in ends))
-        for end in ends:
-            end.seek(0)
-        return status, ends[1].read(), ends[2].read()
+        given, said, complained = (_Pipe(stack) for _stream in range(3))
+        theirs = (given.outlet, said.inlet, complained.inlet)
+        command = stack.enter_context(_Command(controller, argv, environment, theirs, until_s=until_s))
+        feed = relay.Feed(given.inlet, waiting=stdin)
+        relay.relay(command.child, {said.outlet: out.add, complained.outlet: err.add}, feed, until_s=until_s)
+        return command.wait(), out.content(), err.content()
 
 
 def run(
@@ -66,38 +79,138 @@ def run(
 ) -> int:
     """Run a command as the container's root; its exit status, 128 + N when signal N ended it, 127 when it is not found.
 
-    `streams` become its stdin, stdout and stderr; with a terminal it has one of the container's, carried over to the
-    first two. Signals that reach this process meanwhile go to the command. Raises OSError when the container is gone
-    or cannot be entered.
+    `streams` become its stdin, stdout and stderr, but none that is a terminal of the host's: what has one open can go on
+    reading it when somebody types a password there, so it is copied. With a terminal the command has one of the
+    container's, carried over to the first two. Signals that reach this process meanwhile go to the command. Raises OSError
+    when the container is gone or cannot be entered.
     """
-    init = groups.find_init(controller)
-    told, tell = os.pipe()
-    ours, theirs = socket.socketpair()
-    environment = dict(environment)
-    searched = environment.get("PATH", "/usr/bin:/bin").split(":")
-    with contextlib.closing(ours), _passing_on() as pass_to:
-        child = os.fork()
-        if child == 0:
+    until_s = time.monotonic() + _BEGIN_TIMEOUT_S
+    with _passing_on() as pass_to, contextlib.ExitStack() as stack:
+        if with_terminal:
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            command = stack.enter_context(
+                _Command(controller, argv, environment, streams, channel=theirs, until_s=until_s)
+            )
+            pass_to(command.process)
+            return _carry(command, ours, streams)
+        ways = _Ways(streams, stack)
+        command = stack.enter_context(_Command(controller, argv, environment, ways.theirs, until_s=until_s))
+        pass_to(command.process)
+        if ways.outputs or ways.feed:
+            relay.relay(command.child, ways.outputs, ways.feed)
+        return command.wait()
+
+
+class _Kept:
+    """What a command says, in memory, up to a limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._pieces: list[bytes] = []
+        self._size_bytes = 0
+
+    def add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size_bytes += len(piece)
+        if self._size_bytes > self._limit_bytes:
+            raise OSError(errno.EFBIG, f"it says more than {self._limit_bytes} bytes")
+
+    def content(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+class _Pipe:
+    """Both ends of a pipe, closed with the stack."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        outlet, inlet = os.pipe()
+        self.outlet: IO[bytes] = stack.enter_context(os.fdopen(outlet, "rb", buffering=0))
+        self.inlet: IO[bytes] = stack.enter_context(os.fdopen(inlet, "wb", buffering=0))
+
+
+class _Ways:
+    """How three streams get into a container: as they are, and a terminal by a pipe.
+
+    theirs: what the command gets; outputs, feed: what is to be relayed to and from the terminals.
+    """
+
+    def __init__(self, streams: tuple[int, ...], stack: contextlib.ExitStack) -> None:
+        keys, *screens = streams
+        self.theirs: list[int | IO[bytes]] = [*streams]
+        self.outputs: dict[IO[bytes], Callable[[bytes], None]] = {}
+        self.feed: relay.Feed | None = None
+        if os.isatty(keys):
+            pipe = _Pipe(stack)
+            self.theirs[0] = pipe.outlet
+            self.feed = relay.Feed(pipe.inlet, keys=keys)
+        by_terminal: dict[int, _Pipe] = {}  # one pipe for one terminal: what comes out keeps its order
+        for number, screen in enumerate(screens, 1):
+            if os.isatty(screen):
+                terminal = os.fstat(screen).st_rdev
+                pipe = by_terminal[terminal] = by_terminal.get(terminal) or _Pipe(stack)
+                self.theirs[number] = pipe.inlet
+                self.outputs[pipe.outlet] = relay.write_all(screen)
+
+
+class _Command:
+    """A command in a container, begun, seen from outside: killed where the block is left before it has ended.
+
+    child: the second process; process: the third. Our side of what it was given, files and sockets, is closed.
+    """
+
+    def __init__(
+        self,
+        controller: int,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        streams: Sequence[int | IO[bytes]],
+        *,
+        channel: socket.socket | None = None,
+        until_s: float | None,
+    ) -> None:
+        init = groups.find_init(controller)
+        searched = environment.get("PATH", "/usr/bin:/bin").split(":")
+        descriptors = tuple(stream if isinstance(stream, int) else stream.fileno() for stream in streams)
+        told, tell = os.pipe()
+        self._is_over = False
+        self.child = os.fork()
+        if self.child == 0:
             try:
-                joined = _Joined(init, streams, tell, theirs.fileno() if with_terminal else -1)
-                joined.become(list(argv), environment, searched)
+                joined = _Joined(init, descriptors, tell, channel.fileno() if channel else -1)
+                joined.become(list(argv), dict(environment), searched)
             except (OSError, ValueError) as error:
                 os.write(tell, f"error {getattr(error, 'errno', 0) or 0} {error}".encode()[:1000])
             finally:
                 os._exit(255)
         os.close(tell)
-        theirs.close()
+        for given in (*streams, channel):
+            if given is not None and not isinstance(given, int):
+                given.close()
         try:
-            process = _read_told(told)
-            groups.spare(child)  # it can tell how the command ended; what it has started does not inherit it any more
-            pass_to(process)
-        except OSError:
-            os.waitpid(child, 0)
+            self.process = _read_told(told, until_s)
+        except BaseException:
+            self._kill()
             raise
-        if with_terminal:
-            _carry(ours, streams)
-        _pid, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+        groups.spare(self.child)  # it can tell how the command ended; what it has started does not inherit it any more
+
+    def __enter__(self) -> _Command:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if not self._is_over:
+            self._kill()
+
+    def wait(self) -> int:
+        """Its exit status."""
+        _pid, status = os.waitpid(self.child, 0)
+        self._is_over = True
+        return os.waitstatus_to_exitcode(status)
+
+    def _kill(self) -> None:
+        """The command goes with it (`_die_with`). In a container that is paused nobody dies before it goes on."""
+        os.kill(self.child, signal.SIGKILL)
+        if ending.ends_within(self.child, _KILL_TIMEOUT_S):
+            os.waitpid(self.child, 0)
 
 
 def kill_init(controller: int) -> None:
@@ -123,6 +236,7 @@ class _Joined:
         _join_groups(init)
         groups.resemble(init)
         _take_label(init)
+        keyring.leave()
         flags = 0
         for name, flag in _NAMESPACES.items():
             if os.readlink(f"/proc/self/ns/{name}") != os.readlink(f"/proc/{init}/ns/{name}"):
@@ -212,7 +326,7 @@ def _open_terminal(channel: int, keys: int) -> int:
 def _dropped_capabilities(init: int) -> list[int]:
     """What the container's own first process may never have: neither may a command (capabilities(7), bounding set)."""
     kept = 0
-    for line in Path(f"/proc/{init}/status").read_text().splitlines():
+    for line in groups.read_lines(f"/proc/{init}/status"):
         if line.startswith("CapBnd:"):
             kept = int(line.split()[1], 16)
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
@@ -222,8 +336,7 @@ def _dropped_capabilities(init: int) -> list[int]:
 def _join_groups(init: int) -> None:
     """Where the container is limited, so is the command. The groups that the systemd inside manages get one more leaf."""
     trees = groups.find_trees()
-    for line in Path(f"/proc/{init}/cgroup").read_text().splitlines():
-        _number, names, path = line.split(":", 2)
+    for names, path in groups.find_memberships(init):
         tree = trees.get(names.split(",")[0])
         if not tree or path == "/":
             continue
@@ -250,10 +363,12 @@ def _close_all_but(kept: set[int]) -> None:
                 os.close(int(entry))
 
 
-def _read_told(told: int) -> int:
+def _read_told(told: int, until_s: float | None) -> int:
     """The process that becomes the command, once it has; raises what went wrong before."""
-    with os.fdopen(told, "rb") as stream:
-        text = stream.read().decode(errors="replace")
+    pieces: list[bytes] = []
+    with os.fdopen(told, "rb", buffering=0) as stream:
+        relay.read(stream, pieces.append, until_s=until_s)
+    text = b"".join(pieces).decode(errors="replace")
     process = 0
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
@@ -274,6 +389,8 @@ def _passing_on() -> Iterator[Callable[[int], None]]:
     def pass_on(number: int, _frame: object) -> None:
         received.append(number)
         deliver()
+        if len(received) > 1:  # nothing has begun that they could go to
+            raise KeyboardInterrupt
 
     def deliver() -> None:
         while received and processes:
@@ -296,43 +413,22 @@ def _passing_on() -> Iterator[Callable[[int], None]]:
             signal.signal(number, handler)
 
 
-def _carry(channel: socket.socket, streams: tuple[int, ...]) -> None:
-    """Copy between our terminal and the command's until that one ends; every key goes over, Ctrl-C too."""
+def _carry(command: _Command, channel: socket.socket, streams: tuple[int, ...]) -> int:
+    """Copy between our terminal and the command's until that one ends; every key goes over, Ctrl-C too. Its exit status."""
     _data, descriptors, _flags, _address = socket.recv_fds(channel, 1, 1)
     if not descriptors:
-        return
-    master, (keys, screen, *_rest) = descriptors[0], streams
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, master)
-        if os.isatty(keys):
-            before = termios.tcgetattr(keys)
-            stack.callback(termios.tcsetattr, keys, termios.TCSADRAIN, before)
-            stack.enter_context(_size_follows(keys, master))
-            tty.setraw(keys, termios.TCSANOW)
-        _copy(keys, screen, master)
-
-
-def _copy(keys: int, screen: int, master: int) -> None:
-    sources = [master, keys]
-    while True:
-        for source in select.select(sources, [], [])[0]:
-            try:
-                data = os.read(source, 65536)
-            except OSError as error:
-                if error.errno != errno.EIO:  # the last one on its side has closed it
-                    raise
-                data = b""
-            if source == master and not data:
-                return
-            if not data:
-                sources.remove(keys)
-                data = b"\x04"  # the end of input, as a terminal knows it
-            _write_all(screen if source == master else master, data)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+        return command.wait()
+    keys, screen, *_rest = streams
+    with os.fdopen(descriptors[0], "r+b", buffering=0) as master:
+        with contextlib.ExitStack() as stack:
+            if os.isatty(keys):
+                before = termios.tcgetattr(keys)
+                stack.callback(termios.tcsetattr, keys, termios.TCSADRAIN, before)
+                stack.enter_context(_size_follows(keys, master.fileno()))
+                tty.setraw(keys, termios.TCSANOW)
+            feed = relay.Feed(master, keys=keys, end=_END_OF_INPUT)
+            relay.relay(command.child, {master: relay.write_all(screen)}, feed)
+        return command.wait()  # the terminal stays: it may have let go of it and run on
 
 
 def _take_size(ours: int, theirs: int) -> None:

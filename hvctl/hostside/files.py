@@ -15,6 +15,10 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+TYPE_CHECKING = False  # not typing's, as in the hook
+if TYPE_CHECKING:
+    import subprocess
+
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -185,14 +189,34 @@ def remove(path: Path) -> None:
     """Remove a file or a whole directory tree, never following links; fine when it is gone already."""
     try:
         if path.is_dir() and not path.is_symlink():
-            import shutil
-
-            shutil.rmtree(path)  # uses directory descriptors: a link swapped in meanwhile is not followed
+            _remove_tree(path)
         else:
             path.unlink()
     except FileNotFoundError:
         if os.path.lexists(path):
             raise
+
+
+def _remove_tree(path: Path) -> None:
+    """Both use directory descriptors, so that a link swapped in meanwhile is not followed. rm(1) alone takes any depth."""
+    import shutil
+
+    try:
+        shutil.rmtree(path)
+    except (RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
+            raise
+        done = _run(["rm", "-r", "-f", "--one-file-system", "--", os.fspath(path)])
+        if done.returncode != 0:
+            raise OSError(errno.EIO, os.fsdecode(done.stderr.strip()[-200:]), os.fspath(path)) from None
+
+
+def _run(words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """A program of coreutils, for what it does better."""
+    import subprocess
+
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
 
 
 def remove_empty(path: Path) -> None:
@@ -340,18 +364,19 @@ def is_older(path: Path, seconds: float) -> bool:
 
 
 def disk_usage(path: Path) -> int:
-    """Bytes on the disk that a file or everything in a directory takes, on its own file system (du -x)."""
-    device, found = os.lstat(path).st_dev, 0
-    waiting = [os.fspath(path)]
-    while waiting:
-        current = waiting.pop()
-        facts = os.lstat(current)
-        if facts.st_dev != device:  # a root that is mounted there is counted where it lies
-            continue
-        found += facts.st_blocks * 512
-        if stat.S_ISDIR(facts.st_mode):
-            waiting += [f"{current}/{name}" for name in os.listdir(current)]
-    return found
+    """Bytes on the disk that a file or everything in a directory takes, on its own file system.
+
+    A tree may be in use: what is there no more when it is looked at is not counted. Raises OSError.
+    """
+    facts = os.lstat(path)
+    if not stat.S_ISDIR(facts.st_mode):
+        return facts.st_blocks * 512
+    done = _run(["du", "--summarize", "--one-file-system", "--count-links", "--block-size=1", "--", os.fspath(path)])
+    gone = (b": No such file or directory", b": Not a directory")
+    faults = [line for line in done.stderr.splitlines() if not line.endswith(gone)]
+    if faults or not done.stdout:
+        raise OSError(errno.EIO, os.fsdecode((faults or [b"it is gone"])[-1][-200:]), os.fspath(path))
+    return int(done.stdout.split()[0])
 
 
 def remove_directory(path: Path) -> None:

@@ -32,7 +32,7 @@ GUESTS = Path("/run/hvctl-guests")
 
 _DEVICE = re.compile(r"hv[0-9a-f]{10}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
-_LOCK_TIMEOUT_S = 10
+_LOCK_TIMEOUT_S = 30
 _SETS = {
     "ports": "type ifname",
     "macs": "type ifname . ether_addr",
@@ -41,7 +41,8 @@ _SETS = {
 }
 
 # Only ARP and IPv4 pass, so that nothing hides in a tagged frame. An ARP probe (RFC 5227) has no sender address yet.
-# `@th,288,48` is the client's MAC inside a DHCP message (RFC 2131, chaddr), for which nft has no word.
+# `@th,288,48` is the client's MAC inside a DHCP message (RFC 2131, chaddr), for which nft has no word; a message in
+# fragments (RFC 791: an offset, or more to come) need not have it in its first one.
 _FROM_GUESTS = """
     chain from_guests {
         type filter hook prerouting priority -300; policy accept;
@@ -58,10 +59,14 @@ _FROM_GUESTS = """
     }
     chain ip_from_guests {
         udp sport 67 drop
-        udp dport 67 iifname . @th,288,48 != @clients drop
+        udp dport 67 jump dhcp_from_guests
         iifname . ether saddr . ip saddr @addresses accept
         ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
         drop
+    }
+    chain dhcp_from_guests {
+        ip frag-off & 0x3fff != 0 drop
+        iifname . @th,288,48 != @clients drop
     }
 """
 
@@ -97,7 +102,9 @@ def admitting(guest: Guest) -> Iterator[None]:
             yield
             return
         _forget()
-        path.write_text(entry)
+        aside = GUESTS.with_suffix(".entry")
+        aside.write_text(entry)
+        aside.replace(path)  # never half an entry
         # An element is added in 5 ms. Tables that are replaced take 20, for the kernel waits until nobody reads them.
         is_added = is_complete and not known
         nft = nftables.Running(["-f", "-"], _add(guest) if is_added else _whole())
@@ -262,8 +269,8 @@ def _state_path() -> Path:
 
 
 def _state(generation: nftables.Generation) -> str:
-    """What our last change left: which state of all rules, and for which networks."""
-    return "\n".join((str(generation), *_networks()))
+    """What our last change left: which state of all rules, which of ours, and for which networks."""
+    return "\n".join((str(generation), _FROM_GUESTS, *_networks()))
 
 
 def _check(status: int, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 NOTES = "/run/hvctl-containers"
 """One file for each container that starts or runs, named after it: the `tasks` files through which it joins our groups."""
@@ -12,6 +13,7 @@ TASKS = "tasks"
 not hold up every fork on the host (cgroup_procs_write_start): by way of `cgroup.procs` that was seen to take 5 to 14 ms."""
 UNLIKELY_VICTIM, LIKELY_VICTIM = "-999", "500"
 """Values of `oom_score_adj`: thousandths of the group's limit that count as memory used, when somebody must be killed."""
+_LONGEST_MACHINE = 64  # HOST_NAME_MAX
 
 
 def write(path: str, text: str) -> None:
@@ -44,6 +46,35 @@ def find_own(tree: str, uuid: str) -> str:
     return f"{tree}/{_FOLDER}/{uuid}"
 
 
+def is_libvirts(group: str, name: str) -> bool:
+    """Whether libvirt names the group of a container of this name so, where it makes it itself.
+
+    As virDomainGenerateMachineName does: `lxc-NUMBER-NAME`, without the signs that a host's name may not have, without a
+    second of `-` and `.` in a row, and at most 64 characters.
+    """
+    import re
+
+    found = re.fullmatch(r"(lxc-\d+-)(.*)\.libvirt-lxc", group)
+    if found is None:
+        return False
+    kept = re.sub(r"([-.])[-.]+", r"\1", re.sub(r"[^A-Za-z0-9.-]", "", name))
+    return found[2] == kept[: _LONGEST_MACHINE - len(found[1])]
+
+
+def remove(group: str) -> None:
+    """Remove a group with all below it; those with processes in them stay.
+
+    By find(1), for what a container has made in its own may be of any depth.
+    """
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+    if os.path.isdir(group):
+        words = ["find", group, "-depth", "-type", "d", "-delete"]
+        with open(os.devnull, "r+b") as nowhere:
+            streams = [(os.POSIX_SPAWN_DUP2, nowhere.fileno(), number) for number in range(3)]
+            os.waitpid(os.posix_spawnp(words[0], words, os.environ, file_actions=streams), 0)
+
+
 def find_hierarchies() -> dict[str, str]:
     """Controller (or `name=systemd`) -> where its version 1 tree is mounted, as this process sees it."""
     found = {}
@@ -69,8 +100,7 @@ def find_init(controller: int) -> int:
 
 def find_memberships(process: int) -> list[tuple[str, str]]:
     """Controllers (comma-separated; none: version 2) and path, for each tree (cgroups(7), /proc/PID/cgroup)."""
-    with open(f"/proc/{process}/cgroup") as stream:
-        lines = stream.read().splitlines()
+    lines = read_lines(f"/proc/{process}/cgroup")
     return [(names, path) for _number, names, path in (line.split(":", 2) for line in lines)]
 
 
@@ -80,6 +110,11 @@ def find_unified() -> str:
 
 
 def _mounts() -> list[tuple[str, str, str]]:
-    with open("/proc/self/mounts") as stream:
-        lines = [line.split(" ") for line in stream]
+    lines = [line.split(" ") for line in read_lines("/proc/self/mounts")]
     return [(words[1], words[2], words[3]) for words in lines]
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a file of the kernel's. The names in it, a container's too, may be of any bytes but a newline."""
+    with open(path, errors="surrogateescape", newline="\n") as stream:
+        return stream.read().split("\n")[:-1]

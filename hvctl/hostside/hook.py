@@ -77,15 +77,18 @@ def release(name: str, domain: Element, record: Element) -> None:
     """After it has ended, or failed to start."""
     from hvctl.hostside import filters
 
-    guest = find_guest(record)
-    if guest is not None:
-        filters.dismiss(guest)
-    root = find_root(domain, record)
-    if root is not None:
-        from hvctl.hostside import confine, roots
+    guest, root = find_guest(record), find_root(domain, record)
+    try:  # whatever one of them meets, the others are done
+        if guest is not None:
+            filters.dismiss(guest)
+    finally:
+        if root is not None:
+            from hvctl.hostside import confine, roots
 
-        roots.unmount(root.directory)
-        confine.release(name, root.uuid)
+            try:
+                roots.unmount(root.directory)
+            finally:
+                confine.release(name, root.uuid)
 
 
 def filter_in(record: Element) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from hvctl.hostside import files, groups, ids, loops, mounts
 from hvctl.hostside.mounts import Extent
 
 _UMOUNT_NOFOLLOW = 8
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes space, tab, newline and backslash
 
 
 class Volume:
@@ -148,11 +150,11 @@ def _find_inside(init: int, volume: Volume) -> Iterator[str]:
     if not is_directory and device is None:
         return
     inside_its_file_system = "/" + os.fspath(Path(*volume.path.parts[-3:]))  # volumes/ID/data
-    for line in Path(f"/proc/{init}/mountinfo").read_text().splitlines():
+    for line in groups.read_lines(f"/proc/{init}/mountinfo"):
         words = line.split(" ")
         source = words[words.index("-") + 2]
         if source == str(device) if device else words[3].endswith(inside_its_file_system):
-            yield words[4].encode().decode("unicode_escape")
+            yield _OCTAL.sub(lambda octal: chr(int(octal[1], 8)), words[4])
 
 
 def _in_mounts_of(process: int, deed: Callable[[], object]) -> None:

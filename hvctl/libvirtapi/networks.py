@@ -51,6 +51,12 @@ def ensure_active(connection: Connection, name: str) -> None:
             network.create()
 
 
+def read_definition(connection: Connection, name: str) -> str:
+    """The network's XML as of its next start. Raises NotFound."""
+    with in_words(f"cannot read the network {name!r}"):
+        return str(get(connection, name).XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+
+
 def define(connection: Connection, xml: str) -> None:
     """Define a network from its XML; it is not started."""
     with in_words("cannot define the network"):

@@ -51,6 +51,8 @@ class LocalShell(Shell):
             return function(*args, **kwargs)
         except OSError as error:
             raise host_error(error) from error
+        except RecursionError as error:  # whoever made the tree was somebody inside
+            raise HostError("directories are nested too deeply to be read") from error
 
 
 def host_error(error: OSError) -> HvctlError:
