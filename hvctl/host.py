@@ -136,8 +136,12 @@ class Host:
             yield
 
     def is_busy(self, name: str) -> bool:
-        """Whether some process holds the lock of this name."""
+        """Whether somebody holds the lock of this name."""
         return not self.shell.call(locks.is_free, self.store.locks / name)
+
+    def holds(self, name: str) -> bool:
+        """Whether it is this thread of ours that holds the lock of this name."""
+        return self.shell.call(locks.is_mine, self.store.locks / name)
 
     def require_root(self, action: str) -> None:
         """Raise HostError before anything is begun when the store cannot be written by this user."""

@@ -364,6 +364,19 @@ def test_a_libvirtd_that_restarts_finds_its_guests_as_they_were(
     assert run(settings, "ssh", "running", "--", "true").status == 0
 
 
+@pytest.mark.long_in(Mode.VM)
+@pytest.mark.parametrize("words", [("resume", "running"), ("stop", "--force", "running")])
+def test_what_was_paused_before_libvirtd_restarted_can_go_on_or_be_ended(
+    host: Host, settings: Config, running: Instance, words: tuple[str, ...]
+) -> None:
+    assert run(settings, "pause", "running").status == 0
+    restart_libvirtd(host, signal.SIGTERM)
+    assert query.get(host, "running").state is State.PAUSED
+    assert run(settings, *words).err == ""
+    assert run(settings, "start", "running").status == 0
+    assert run(settings, "exec", "running", "--", "true").status == 0
+
+
 def restart_libvirtd(host: Host, how: signal.Signals) -> None:
     """End libvirtd and start another as `hvctl host setup` does, in the namespace of the one before."""
     libvirtd = int(Path("/run/libvirtd.pid").read_text())
@@ -490,6 +503,8 @@ def test_a_libvirtd_killed_in_the_middle_of_a_create(
     visible = [instance.state for instance in host.instances() if instance.name == name]
     # Where systemd brings libvirtd back at once, hvctl has undone it all by itself.
     assert visible in ([[State.STOPPED]] if step == "start" else [[State.INCOMPLETE], []])
+    if visible == [State.INCOMPLETE]:
+        assert "hvctl gc" in run(settings, "start", name).err
     if step == "start":
         assert run(settings, "start", name, "--wait", "running").status == 0
     else:

@@ -48,3 +48,14 @@ def test_a_program_is_started_while_other_threads_let_go_of_their_locks(tmp_path
         done.set()
         for thread in threads:
             thread.join()
+
+
+def test_who_holds_a_lock_knows(tmp_path: Path) -> None:
+    path, seen = tmp_path / "lock", []
+    assert not locks.is_mine(path)
+    with locks.hold(path, timeout_s=0), locks.hold(tmp_path / "other", timeout_s=0):
+        other = threading.Thread(target=lambda: seen.append(locks.is_mine(path)))
+        other.start()
+        other.join()
+        assert (locks.is_mine(path), seen) == (True, [False])
+    assert not locks.is_mine(path)

@@ -376,9 +376,15 @@ class ContainerBackend(Backend):
         super().ask_to_stop(host, record)
 
     def kill(self, host: Host, record: Record) -> None:
-        """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
+        """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask.
+
+        Who is paused ends as well, but not before going on.
+        """
         with contextlib.suppress(WrongState):
-            host.shell.call(enter.kill_init, self._controller(host, record))
+            controller = self._controller(host, record)
+            host.shell.call(enter.kill_init, controller)
+            if host.shell.call(freezer.is_frozen, controller):
+                host.shell.call(freezer.thaw, controller)
         try:
             super().kill(host, record)
         except LibvirtFailed:

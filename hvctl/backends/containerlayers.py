@@ -164,7 +164,7 @@ def pause(host: Host, record: Record) -> None:
 def resume(host: Host, record: Record) -> None:
     """Let a paused one go on."""
     domain = _domain(host, record)
-    if host.shell.call(freezer.has_own, domains.get_number(domain)):
+    if domains.is_running(domain):  # as far as libvirt knows
         host.shell.call(freezer.thaw, domains.get_number(domain))
     else:
         domains.resume(domain)

@@ -1,6 +1,7 @@
-"""Freezing a container where libvirt cannot: its LXC driver knows the freezer of control groups version 1 only.
+"""Freezing a container where libvirt cannot: its LXC driver knows the freezer of control groups version 1 only, and forgets
+whom it has frozen there when it is restarted.
 
-(Seen with libvirt 9.0 on a host with version 2: "Suspend operation failed".) In version 2 every group has a freezer
+(Seen with libvirt 9.0; on a host with version 2: "Suspend operation failed".) In version 2 every group has a freezer
 (cgroups(7), `cgroup.freeze`). The groups that the container's init made for itself are frozen; its controller, which
 libvirt talks to, is in the group above them and goes on. Nobody inside can thaw them: nobody inside runs.
 """
@@ -19,7 +20,7 @@ _TIMEOUT_S = 10.0
 
 def has_own(controller: int) -> bool:
     """Whether this container is to be frozen here, and not by libvirt. Raises OSError when it has ended."""
-    return not any("freezer" in names.split(",") for names, _path in groups.find_memberships(controller))
+    return not _find_libvirts(controller)
 
 
 def freeze(controller: int) -> None:
@@ -38,18 +39,31 @@ def freeze(controller: int) -> None:
 
 def thaw(controller: int) -> None:
     """Let a container go on; fine when it does."""
+    state = _find_libvirts(controller)
+    if state:
+        groups.write(state, "THAWED")
+        return
     for group in _find_groups(controller):
         groups.write(f"{group}/cgroup.freeze", "0")
 
 
 def is_frozen(controller: int) -> bool:
-    """Whether a container was stopped by `freeze`; False where libvirt does it, and for one that has ended."""
+    """Whether a container is frozen, by `freeze` or by libvirt; False for one that has ended."""
     try:
-        if not has_own(controller):
-            return False
+        state = _find_libvirts(controller)
+        if state:
+            return Path(state).read_text().strip() == "FROZEN"
         return _is_frozen(f"{groups.find_unified()}{_group_of(groups.find_init(controller))}")
     except OSError:
         return False
+
+
+def _find_libvirts(controller: int) -> str:
+    """The file of version 1 by which libvirt freezes a container; empty where there is none."""
+    for names, path in groups.find_memberships(controller):
+        if "freezer" in names.split(","):
+            return f"{groups.find_hierarchies()['freezer']}{path}/freezer.state"
+    return ""
 
 
 def _find_groups(controller: int) -> list[str]:

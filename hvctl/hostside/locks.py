@@ -12,11 +12,11 @@ import errno
 import fcntl
 import os
 import time
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections.abc import Iterator
 from pathlib import Path
 
-_held: set[int] = set()
+_held: dict[int, int] = {}  # descriptor -> the thread that holds it
 _changing = allocate_lock()  # `threading` costs each start of a guest to import
 _LONGEST_PAUSE_S = 0.008
 
@@ -42,14 +42,14 @@ def hold(path: Path, *, timeout_s: float) -> Iterator[None]:
     """
     descriptor = _take(path, time.monotonic() + timeout_s)
     with _changing:
-        _held.add(descriptor)
+        _held[descriptor] = get_ident()
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
         with _changing:
-            _held.discard(descriptor)
+            del _held[descriptor]
             os.close(descriptor)
 
 
@@ -66,6 +66,16 @@ def is_free(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def is_mine(path: Path) -> bool:
+    """Whether this thread holds the lock at `path`."""
+    with _changing:
+        mine = [descriptor for descriptor, thread in _held.items() if thread == get_ident()]
+    with contextlib.suppress(FileNotFoundError):
+        facts = os.stat(path, follow_symlinks=False)
+        return any(os.path.samestat(facts, os.fstat(descriptor)) for descriptor in mine)
+    return False
 
 
 def _take(path: Path, deadline_s: float) -> int:

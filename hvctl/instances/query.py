@@ -84,7 +84,7 @@ def get_complete(host: Host, name: str) -> Instance:
     instance = get(host, name)
     if instance.record.pending is not None:
         verb = instance.record.pending.verb
-        if host.is_busy(name):
+        if host.is_busy(name) and not host.holds(name):
             raise WrongState(f"{name!r} is being changed right now ({verb})", hint="wait until that has ended")
         raise WrongState(f"{name!r} is incomplete: {verb!r} was interrupted", hint="finish or undo it: hvctl gc")
     return instance
