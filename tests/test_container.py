@@ -318,6 +318,16 @@ def test_a_mistake_is_told_in_one_line(
 
 
 @pytest.mark.apart
+@container_only("directories shared with the host")
+@pytest.mark.parametrize("target", ["/sbin/init", "/var/log/old/data"])
+def test_nothing_is_mounted_over_a_file(settings: Config, root_image: str, target: str) -> None:
+    words = ("--container", "--image", root_image, "--no-start", "--mount", f"/srv:{target}")
+    done = run(settings, "create", "wrong", *words)
+    assert (done.status, len(done.err.splitlines())) == (7, 1), done
+    assert "is no directory in image" in done.err
+
+
+@pytest.mark.apart
 @pytest.mark.only_mode(Mode.VM, "what only containers can is refused for a VM")
 @pytest.mark.parametrize("words", [("--privileged",), ("--processes", "100"), ("--mount", "/srv:/data")])
 def test_a_vm_says_what_it_cannot(host: Host, settings: Config, tiny_image: str, words: tuple[str, ...]) -> None:

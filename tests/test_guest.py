@@ -232,6 +232,25 @@ def test_who_stops_waiting_is_told_what_runs(host: Host, settings: Config, mode:
     lifecycle.delete(host, "awaited")
 
 
+@pytest.mark.long_in(Mode.VM)
+def test_who_stops_waiting_for_a_shutdown_is_told_that_it_goes_on(
+    host: Host, settings: Config, running: Instance
+) -> None:
+    """Its init is kept from it by a service that takes its time to end."""
+    slow = "systemd-run --unit=slow --property=ExecStop='sleep 600' --property=RemainAfterExit=yes true"
+    assert run(settings, "exec", "running", "--", "sh", "-c", slow).status == 0
+    command = [sys.executable, "-m", "hvctl", "stop", "running"]
+    with subprocess.Popen(command, env=environment(settings), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: "stopping" in run(settings, "exec", "running", "--", "systemctl", "is-system-running").out)
+        process.send_signal(signal.SIGINT)
+        _out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    told = "which was asked to shut down and goes on with it; next: wait on: hvctl stop running"
+    assert err.splitlines()[-1].endswith(told)
+    assert query.get(host, "running").state is State.RUNNING
+    assert run(settings, "stop", "--force", "running").status == 0
+
+
 def test_the_log_tells_of_the_boot(settings: Config, mode: Mode, running: Instance) -> None:
     lines = json.loads(run(settings, "logs", "running", "--json").out)["lines"]
     assert any("running" in line for line in lines), lines[-20:]

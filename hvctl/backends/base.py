@@ -121,7 +121,7 @@ class Backend(ABC):
         if spec.processes:
             self.check_processes(spec, image)
         if spec.mounts:
-            self.check_mounts(host, spec)
+            self.check_mounts(host, spec, image)
 
     @abstractmethod
     def complete_image(self, host: Host, image: Image, events: Sink, *, is_trusted: bool = False) -> Image:
@@ -175,7 +175,7 @@ class Backend(ABC):
         raise self._unsupported("runs processes that this host cannot count", "leave --processes away")
 
     @optional("directories shared with the host (create --mount)")
-    def check_mounts(self, host: Host, spec: Spec) -> None:
+    def check_mounts(self, host: Host, spec: Spec, image: Image) -> None:
         """Raise InvalidSpec for a shared directory that cannot be."""
         raise self._unsupported("cannot share directories with the host yet", "leave --mount away")
 

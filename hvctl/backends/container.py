@@ -24,7 +24,7 @@ from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, held, ids, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, held, ids, inroot, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
@@ -120,7 +120,7 @@ class ContainerBackend(Backend):
     ) -> list[tuple[str, str]]:
         return self.layers.list_differences(host, record, tops)
 
-    def check_mounts(self, host: Host, spec: Spec) -> None:
+    def check_mounts(self, host: Host, spec: Spec, image: Image) -> None:
         targets = [mount.target for mount in spec.mounts]
         for mount in spec.mounts:
             if not host.shell.call(files.is_directory, Path(mount.source)):
@@ -141,6 +141,11 @@ class ContainerBackend(Backend):
             check_place(mount.target, "--mount /srv/data:/data")
             if targets.count(mount.target) > 1:
                 raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")
+            if host.shell.call(inroot.is_no_directory, host.store.image_tree(image.id), mount.target):
+                raise InvalidSpec(
+                    f"{mount.target!r} is no directory in image {image.name!r}",
+                    hint=f"choose another place: --mount {mount.source}:/srv/data",
+                )
 
     @contextlib.contextmanager
     def allocate(self, host: Host, record: Record) -> Iterator[Record]:

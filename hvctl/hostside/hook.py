@@ -59,16 +59,16 @@ def prepare(name: str, domain: Element, record: Element) -> None:
 
     from hvctl.hostside import filters
 
-    guest = find_guest(record)
-    with filters.admitting(guest) if guest else contextlib.nullcontext():
-        root = find_root(domain, record)
-        if root is not None:
-            from hvctl.hostside import confine, daemons, files, roots
+    guest, root = find_guest(record), find_root(domain, record)
+    if root is not None:
+        from hvctl.hostside import confine, daemons, files, roots
 
-            confine.release(name, root.uuid)
+        confine.release(name, root.uuid)
+        if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
+            daemons.ensure_lxcfs()  # before others are kept waiting: it may have to be started
+    with filters.admitting(guest) if guest else contextlib.nullcontext():
+        if root is not None:
             confine.make_groups(name, root.uuid, find_limits(record))
-            if any(source.get("dir", "").startswith(f"{daemons.LXCFS}/") for source in domain.iterfind(".//source")):
-                daemons.ensure_lxcfs()
             roots.mount(root)
             files.remove(root.directory / "output" / "status")  # an application's last one
 

@@ -71,7 +71,8 @@ def stop(
             return True
         if instance.state is State.PAUSED:
             raise WrongState(f"{name!r} is paused and cannot shut down", hint=f"hvctl resume {name}, or stop --force")
-        stop_locked(host, instance, timeout_s=timeout_s, events=events)
+        with wait.for_what_goes_off(name):
+            stop_locked(host, instance, timeout_s=timeout_s, events=events)
         return True
 
 

@@ -67,6 +67,18 @@ def for_what_stays(name: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def for_what_goes_off(name: str) -> Iterator[None]:
+    """A wait for one that was asked to power off: it does not take that back when the user has enough of it."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(
+            f"interrupted while waiting for {name!r}, which was asked to shut down and goes on with it",
+            hint=f"wait on: hvctl stop {name}",
+        ) from error
+
+
 def _choose_stages(host: Host, instance: Instance, goal: Wait, log_start: int) -> Iterator[str]:
     record = instance.record
     if record.is_application:
@@ -113,7 +125,9 @@ def _process_stages(host: Host, instance: Instance) -> Iterator[str]:
         raise GuestFailed(_with_console(host, instance, message, 0), hint=f"hvctl logs {instance.name}")
 
 
-def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float, log_start: int) -> TimedOut:
+def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float, log_start: int) -> HvctlError:
+    if query.get(host, instance.name).state is not State.RUNNING:
+        return _went_off(host, instance, stage, log_start)
     message = f"{instance.name!r} did not come up within {timeout_s:g} s: stuck at {stage!r}, {_WHY[stage]}"
     if stage == "network":
         message += f" ({_describe_addresses(host, instance)})"
