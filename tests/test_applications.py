@@ -25,7 +25,8 @@ from hvctl.config import Config
 from hvctl.errors import HvctlError, InvalidSpec, NotFound
 from hvctl.host import Host
 from hvctl.hostside import files
-from hvctl.instances import lifecycle, query
+from hvctl.instances import change, lifecycle, query
+from hvctl.libvirtapi import networks
 from hvctl.model import Mode, Provision, State
 from hvctl.rootfs import halves
 from tests import cli, layouts, registry, world
@@ -244,12 +245,19 @@ def test_a_service_is_kept_and_its_log_bounded(host: Host, settings: Config, ran
     refused = (255, "guest agent") if mode is Mode.VM else (0, "")
     assert (done.status, refused[1] in done.err) == (refused[0], True)
     assert "no sshd" in cli.run(settings, "ssh", "service").err
+    found = cli.run(settings, *words(Mode.CONTAINER, app, "--", "nslookup service"))
+    assert instance.record.address in found.out, found  # it asks for no lease, and has a name all the same
     assert cli.run(settings, "stop", "service").status == 0
     assert query.read_console(host, instance, lines=1) == ("told",)
     assert processes.read_status(host, instance.record).exit_code == 5
     lifecycle.start(host, "service")
     assert processes.read_status(host, instance.record).exit_code is None
-    lifecycle.delete(host, "service")
+    lifecycle.stop(host, "service", force=True)
+    change.rename(host, "service", "renamed")
+    connection = host.connection(mode)
+    assert "<hostname>renamed</hostname>" in networks.read_definition(connection, settings.network)
+    lifecycle.delete(host, "renamed")
+    assert "hostname" not in networks.read_definition(connection, settings.network)
 
 
 @pytest.mark.parametrize(

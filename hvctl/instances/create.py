@@ -239,7 +239,14 @@ def reserve(host: Host, record: Record, wanted: str = "") -> str:
         connection, network = host.connection(record.mode), record.network
         if wanted and not networks.is_free(connection, network, wanted):
             wanted = ""
-        names = {"name": record.name, "mac": record.mac}
-        address = networks.reserve(connection, network, **names, address=wanted, after=after)
+        address = networks.reserve(
+            connection,
+            network,
+            name=record.name,
+            mac=record.mac,
+            address=wanted,
+            after=after,
+            asks_for_lease=not record.is_application,
+        )
         call(files.write_file, last, f"{address}\n".encode(), 0o644)
     return address

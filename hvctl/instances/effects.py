@@ -25,7 +25,12 @@ def keep_address(host: Host, record: Record) -> None:
     """Reserve its address for it again."""
     if record.network:
         networks.reserve(
-            host.connection(record.mode), record.network, name=record.name, mac=record.mac, address=record.address
+            host.connection(record.mode),
+            record.network,
+            name=record.name,
+            mac=record.mac,
+            address=record.address,
+            asks_for_lease=not record.is_application,
         )
 
 

@@ -95,8 +95,19 @@ def list_reservations(connection: Connection, name: str) -> tuple[Reservation, .
     return _reservations(_definition(get(connection, name)))
 
 
-def reserve(connection: Connection, network: str, *, name: str, mac: str, address: str = "", after: str = "") -> str:
+def reserve(
+    connection: Connection,
+    network: str,
+    *,
+    name: str,
+    mac: str,
+    address: str = "",
+    after: str = "",
+    asks_for_lease: bool = True,
+) -> str:
     """Keep an address for this MAC, from this moment on: the one given, or the next free one `after` another.
+
+    DNS knows the name once the guest has its lease; of one that does not ask for any, from now on.
 
     Going round the range, an address comes back long after its last lease has ended. libvirt's list of leases alone
     does not tell: each change of a reservation makes dnsmasq report every lease anew, one process each, and after a
@@ -110,10 +121,14 @@ def reserve(connection: Connection, network: str, *, name: str, mac: str, addres
     known = _reservations(definition)
     for reservation in known:
         if reservation.mac == mac:
+            if not asks_for_lease and _find_answer(definition, reservation.address) is None:
+                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name, reservation.address)
             return reservation.address
     taken = {reservation.address for reservation in known} | _leased(handle)
     chosen = address or _next_free(definition, network, taken, after)
     _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, Reservation(mac=mac, name=name, address=chosen))
+    if not asks_for_lease:
+        _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name, chosen)
     return chosen
 
 
@@ -136,6 +151,9 @@ def release(connection: Connection, network: str, *, mac: str) -> tuple[str, str
     definition = _definition(handle)
     for reservation in _reservations(definition):
         if reservation.mac == mac:
+            answer = _find_answer(definition, reservation.address)
+            if answer is not None:
+                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, answer, reservation.address)
             _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, reservation)
             bridge = definition.find("./bridge[@name]")
             return "" if bridge is None else bridge.attrib["name"], reservation.address
@@ -145,8 +163,13 @@ def release(connection: Connection, network: str, *, mac: str) -> tuple[str, str
 def rename_reservation(connection: Connection, network: str, *, mac: str, name: str) -> None:
     """Give the reservation of this MAC another name. Raises NotFound when there is none."""
     handle = get(connection, network)
-    for reservation in _reservations(_definition(handle)):
+    definition = _definition(handle)
+    for reservation in _reservations(definition):
         if reservation.mac == mac:
+            answer = _find_answer(definition, reservation.address)
+            if answer not in (None, name):
+                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, answer, reservation.address)
+                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name, reservation.address)
             if reservation.name != name:
                 renamed = Reservation(mac=mac, name=name, address=reservation.address)
                 _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY, renamed)
@@ -191,12 +214,27 @@ def _list_range(definition: ElementTree.Element) -> list[str]:
     return found
 
 
+def _find_answer(definition: ElementTree.Element, address: str) -> str | None:
+    """The name by which DNS knows an address whoever has it."""
+    return definition.findtext(f"./dns/host[@ip='{address}']/hostname")
+
+
+def _update_answer(network: libvirt.virNetwork, command: int, name: str | None, address: str) -> None:
+    element = ElementTree.Element("host", {"ip": address})
+    ElementTree.SubElement(element, "hostname").text = name
+    _change(network, command, libvirt.VIR_NETWORK_SECTION_DNS_HOST, element)
+
+
 def _update(network: libvirt.virNetwork, command: int, reservation: Reservation) -> None:
     element = ElementTree.Element("host", {"mac": reservation.mac, "name": reservation.name, "ip": reservation.address})
     ElementTree.SubElement(element, "lease", {"expiry": LEASE_MINUTES, "unit": "minutes"})
+    _change(network, command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, element)
+
+
+def _change(network: libvirt.virNetwork, command: int, section: int, element: ElementTree.Element) -> None:
     flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
     with in_words(f"cannot change the addresses of the network {network.name()!r}"):
         if network.isActive():
             flags |= libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
         text = ElementTree.tostring(element, encoding="unicode")
-        network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, text, flags)
+        network.update(command, section, -1, text, flags)
