@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -290,6 +291,31 @@ def test_a_failing_hook_refuses_only_a_start(tmp_path: Path, operation: str, cod
     assert done.returncode == code
     assert len(done.stderr.splitlines()) == 1
     assert "'web'" in done.stderr
+
+
+@pytest.mark.apart
+@pytest.mark.guest
+def test_a_root_is_unmounted_whatever_becomes_of_the_filter(tmp_path: Path) -> None:
+    uuid = "6a3c7c2e-0000-4000-8000-000000000001"
+    root = tmp_path / "instances" / uuid / "root"
+    root.mkdir(parents=True)
+    (tmp_path / "file").touch()
+    record = f"""<domain type="lxc"><name>web</name><uuid>{uuid}</uuid><metadata>
+        <hvctl:instance xmlns:hvctl="urn:hvctl" schema="1" store="{tmp_path}">
+          <hvctl:interface network="hvctl" mac="{MINE.mac}" address="{MINE.address}" device="{MINE.device}"/>
+          <hvctl:container first-id="1879048192"/><hvctl:root image="none"/><hvctl:spec/>
+        </hvctl:instance></metadata></domain>"""
+    script = (
+        "import pathlib, sys; from hvctl.hostside import filters, hook; "
+        "filters.GUESTS = pathlib.Path(sys.argv.pop()); hook.main(sys.argv)"
+    )
+    around = 'mount -t tmpfs none "$ROOT" && "$0" "$@"; code=$?; mountpoint -q "$ROOT" && echo mounted; exit $code'
+    words = [sys.executable, "-c", script, "web", "release", "end", "-", str(tmp_path / "file" / "guests")]
+    argv = ["unshare", "--net", "--mount", "sh", "-c", around, *words]
+    variables = {**os.environ, "ROOT": str(root)}
+    done = subprocess.run(argv, input=record, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert "Not a directory" in done.stderr
+    assert done.stdout == "", done
 
 
 @pytest.mark.parametrize("operation", ["prepare begin", "start begin", "reconnect begin", "release end"])
