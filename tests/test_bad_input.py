@@ -23,7 +23,7 @@ from hvctl.host import Host
 from hvctl.instances import create, lifecycle, query
 from hvctl.units import MIB
 from tests import tiny, world
-from tests.cli import Ran, call_here, environment, run
+from tests.cli import Ran, call_here, environment, run, run_bytes
 from tests.payloads import PAYLOADS
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
@@ -328,3 +328,9 @@ def test_what_nobody_owns_is_kept_unless_told(host: Host, tiny_image: str) -> No
     finally:
         gc.collect(host, orphans=True)
     assert not stray.exists()
+
+
+def test_who_may_not_speak_to_libvirt_is_not_sent_to_set_up_the_host(host: Host, settings: Config) -> None:
+    done = run_bytes(settings, "list", as_user=65534)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (8, b"", 1), done.stderr
+    assert done.stderr.endswith(b"; next: run it as root, or join the group 'libvirt' and log in again\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -11,7 +12,9 @@ import pytest
 from hvctl.cli.main import hvctl
 from hvctl.cli.words import MEANT
 from hvctl.config import Config
-from tests.cli import call
+from tests.cli import call, run_bytes
+
+NOBODY = 65534
 
 
 def commands_below(path: str) -> Iterator[str]:
@@ -107,3 +110,11 @@ def test_a_group_alone_prints_its_help_and_has_done_nothing(settings: Config, li
     done = call(settings, *line.split())
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"Usage: {' '.join(['hvctl', *line.split()])} [OPTIONS] COMMAND")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("verb", ["setup", "teardown"])
+def test_only_root_is_told_what_would_be_changed_on_the_host(settings: Config, verb: str) -> None:
+    done = run_bytes(settings, "host", verb, "--dry-run", as_user=NOBODY)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (8, b"", 1), done.stderr
+    assert done.stderr.endswith(f"; next: sudo hvctl host {verb} --dry-run\n".encode())
