@@ -62,6 +62,13 @@ CONTAINER = (*CREATE, "x", "--container")
     ("words", "status", "named"),
     [
         ((*CREATE, "Bad_Name"), 7, "Bad_Name"),
+        (("create", "tiny", "x"), 2, "'tiny' is an image, and what stands here is what instances are to be called"),
+        (("create", "x", "tiny", "y"), 2, "next: hvctl create x y --image tiny"),
+        (("create", "tiny"), 2, "next: hvctl create NAME --image tiny"),
+        (("create", "fedora-43", "x"), 2, "next: hvctl create x --image fedora-43"),
+        (("create", "debian-13", "x"), 2, "next: hvctl create x --image debian-13"),
+        (("create", "images:debian/12", "x"), 2, "next: hvctl create x --image images:debian/12"),
+        (("create", "fedora-43", "--no-start"), 3, "there is no image 'debian-12'"),
         (("create", "x", "--image", "nosuch"), 3, "hvctl image list; which there could be: hvctl image catalogue"),
         (("create", "x", "--image", "docker://alpine"), 7, "hvctl image pull docker://alpine --name alpine"),
         (("create", "x", "--image", "oci:img:1"), 7, "hvctl image pull oci:img:1 --name img-1"),
@@ -72,7 +79,7 @@ CONTAINER = (*CREATE, "x", "--container")
         ((*CONTAINER, "--mount", "/etc/passwd:/data"), 7, "share the one that it is in: --mount /etc:/data"),
         ((*CONTAINER, "--mount", "/srv:data"), 7, "'data' is no absolute path"),
         ((*CONTAINER, "--mount", "/srv:/da/../ta"), 7, "next: --mount /srv:/ta"),
-        ((*CONTAINER, "--mount", "/srv://dev"), 7, "next: --mount /srv:/dev"),
+        ((*CONTAINER, "--mount", "/srv://dev"), 7, "next: --mount /srv/data:/data"),
         (("run", "--env", "A=b", "tiny", "--", "env"), 255, "hvctl run tiny -- env K=V COMMAND"),
         ((*CREATE, "x", "--env", "A=b"), 7, "leave --env, --entrypoint, --user and the command away"),
         ((*CREATE, "x", "--template", "nosuch"), 3, "hvctl template list"),
@@ -295,6 +302,13 @@ def test_sizes_are_told_as_they_are_written(host: Host, here: None, tiny_image: 
     create.create(host, create.Request(spec=tiny.make_spec("resized"), start=False))
     assert call_here("set", "resized", "--memory", "256M").out == "resized: memory 256MiB, now\n"
     lifecycle.delete(host, "resized")
+
+
+def test_an_instance_may_be_called_as_an_image_is_where_the_image_is_named(
+    host: Host, here: None, tiny_image: str
+) -> None:
+    assert call_here(*CREATE, "tiny").status == 0
+    lifecycle.delete(host, "tiny")
 
 
 def test_several_names_each_get_their_line(settings: Config, host: Host, tiny_image: str) -> None:

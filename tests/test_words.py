@@ -118,3 +118,11 @@ def test_only_root_is_told_what_would_be_changed_on_the_host(settings: Config, v
     done = run_bytes(settings, "host", verb, "--dry-run", as_user=NOBODY)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (8, b"", 1), done.stderr
     assert done.stderr.endswith(f"; next: sudo hvctl host {verb} --dry-run\n".encode())
+
+
+@pytest.mark.parametrize("verb", ["show", "render", "check"])
+@pytest.mark.parametrize(("words", "mode"), [("--container", "container"), ("--vm", "vm"), ("", "vm")])
+def test_a_templates_mode_is_said_as_create_says_it(settings: Config, verb: str, words: str, mode: str) -> None:
+    done = call(settings, "template", verb, "default", *words.split())
+    assert done == call(settings, "template", verb, "default", "--mode", mode)
+    assert done.status == 0

@@ -149,7 +149,7 @@ def verify(app: App, backups: tuple[str, ...], repo: str, password_file: str) ->
     if damaged:
         raise InvalidSpec(
             f"{len(damaged)} of {len(found)} backups are damaged",
-            hint="while the instances are there: hvctl backup create --full NAME",
+            hint=f"while the instances are there: {repository.command('create --full NAME')}",
         )
 
 
