@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -309,6 +310,12 @@ def test_an_instance_may_be_called_as_an_image_is_where_the_image_is_named(
 ) -> None:
     assert call_here(*CREATE, "tiny").status == 0
     lifecycle.delete(host, "tiny")
+
+
+def test_the_definitions_that_would_be_made_are_strings_in_json(here: None, unchanged: None) -> None:
+    found = json.loads(call_here(*CREATE, "one", "two", "--print-xml", "--json").out)
+    assert [item["name"] for item in found] == ["one", "two"]
+    assert [ElementTree.fromstring(item["xml"]).findtext("name") for item in found] == ["one", "two"]
 
 
 def test_several_names_each_get_their_line(settings: Config, host: Host, tiny_image: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -12,9 +16,12 @@ import pytest
 from hvctl.cli.main import hvctl
 from hvctl.cli.words import MEANT
 from hvctl.config import Config
-from tests.cli import call, run_bytes
+from hvctl.instances import query
+from tests.cli import TIMEOUT_S, Ran, call, environment, run_bytes
 
 NOBODY = 65534
+HVCTL = (sys.executable, "-m", "hvctl")
+UNBUFFERED = ("", "1")  # the output fails when it is flushed, or at once
 
 
 def commands_below(path: str) -> Iterator[str]:
@@ -126,3 +133,74 @@ def test_a_templates_mode_is_said_as_create_says_it(settings: Config, verb: str,
     done = call(settings, "template", verb, "default", *words.split())
     assert done == call(settings, "template", verb, "default", "--mode", mode)
     assert done.status == 0
+
+
+@pytest.mark.parametrize("unbuffered", UNBUFFERED)
+@pytest.mark.parametrize("line", ["template list", "template show default", "image catalogue", "--help"])
+def test_output_that_cannot_be_written_is_told_as_that(settings: Config, line: str, unbuffered: str) -> None:
+    env = {**environment(settings), "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*HVCTL, *line.split()], stdout=full, stderr=subprocess.PIPE, env=env, timeout=TIMEOUT_S, check=False
+        )
+    said = b"hvctl: the output could not be written: No space left on device; next: write it to another place\n"
+    assert (done.returncode, done.stderr) == (8, said)
+
+
+@pytest.mark.parametrize("unbuffered", UNBUFFERED)
+@pytest.mark.parametrize("line", ["template list", "template show default", "image catalogue --json", "--help"])
+def test_that_nobody_reads_on_is_no_failure(settings: Config, line: str, unbuffered: str) -> None:
+    env = {**environment(settings), "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as unread:
+        done = subprocess.run(
+            [*HVCTL, *line.split()], stdout=unread, stderr=subprocess.PIPE, env=env, timeout=TIMEOUT_S, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_failure_that_nobody_reads_keeps_its_code(settings: Config) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as unread:
+        words = [*HVCTL, "template", "show", "nosuch"]
+        done = subprocess.run(
+            words, stdout=unread, stderr=unread, env=environment(settings), timeout=TIMEOUT_S, check=False
+        )
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize(("verb", "code"), [("list", 70), ("run", 255)])
+def test_a_fault_of_hvctls_own_is_told_in_one_line_and_noted(
+    settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, code: int
+) -> None:
+    def fail(*_words: object) -> None:
+        raise KeyError("what\nnobody expected")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(query, "list_instances", fail)
+    monkeypatch.setattr("hvctl.templates.begin", fail)
+    words = (verb, "x") if verb == "run" else (verb,)
+    log = tmp_path / "hvctl" / "hvctl.log"
+    said = f"hvctl: internal error: KeyError: 'what\\nnobody expected'; next: report it, with {log}\n"
+    assert call(settings, *words) == Ran(status=code, out="", err=said)
+    assert "Traceback (most recent call last)" in log.read_text() and "in fail" in log.read_text()
+    assert json.loads(call(settings, verb, "--json", *words[1:]).err)["error"] == "InternalError"
+    shown = call(settings, verb, "-v", *words[1:]).err
+    assert "Traceback (most recent call last)" in shown and shown.endswith(said)
+
+
+@pytest.mark.parametrize("line", ["template show default", "template render uefi"])
+def test_xml_is_a_string_in_json(settings: Config, line: str) -> None:
+    found = json.loads(call(settings, *line.split(), "--json").out)
+    assert found["xml"] == call(settings, *line.split()).out
+    assert (found["name"], found["mode"]) == (line.split()[-1], "vm")
+
+
+@pytest.mark.parametrize("verb", ["ssh", "exec", "run", "console"])
+def test_whose_output_is_somebody_elses_has_json_for_failures_alone(settings: Config, verb: str) -> None:
+    assert "Print hvctl's own failure as JSON; the output is the command's." in " ".join(
+        call(settings, verb, "--help").out.split()
+    )
+    assert set(json.loads(call(settings, verb, "--json", "web").err)) == {"error", "message", "hint", "code"}

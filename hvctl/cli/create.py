@@ -77,8 +77,9 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
     options["user_data"] = _read_user_data(options["user_data"])  # type: ignore[arg-type]
     requests = {name: _parse(app, name, options) for name in names}
     if options["print_xml"]:
-        for request in requests.values():
-            click.echo(verbs.format_xml(app.host, verbs.plan_new(app.host, request)), nl=False)
+        found = {name: verbs.format_xml(app.host, verbs.plan_new(app.host, requests[name])) for name in requests}
+        listed = [{"name": name, "xml": xml} for name, xml in found.items()]
+        app.print_result(listed, lambda: click.echo("".join(found.values()), nl=False))
         return
     if options["build"]:
         _build_missing(app, next(iter(requests.values())).spec.image)

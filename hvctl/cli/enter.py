@@ -6,8 +6,7 @@ import sys
 
 import click
 
-from hvctl.cli.app import App, failure_options, output_options
-from hvctl.errors import UsageError
+from hvctl.cli.app import App, failure_options
 
 _PASS_ON = {"allow_interspersed_args": False}
 """What comes after the name belongs to the command."""
@@ -62,7 +61,7 @@ def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> in
 @click.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Take the console over from another session.")
-@output_options
+@failure_options
 def console(app: App, name: str, force: bool) -> None:
     """Attach to the serial console; ^] leaves.
 
@@ -70,8 +69,6 @@ def console(app: App, name: str, force: bool) -> None:
     """
     from hvctl.instances import enter
 
-    if app.is_json:
-        raise UsageError("console has no JSON", hint=f"hvctl logs {name} --json")
     if sys.stdin.isatty():
         click.echo(f"console of {name}: ^] leaves, Enter shows a prompt", err=True)
     was_left = enter.console(app.host, name, force=force)

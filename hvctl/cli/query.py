@@ -45,7 +45,8 @@ def show(app: App, name: str, xml: bool) -> None:
 
     instance = query.get(app.host, name)
     if xml:
-        click.echo(query.get_xml(app.host, instance), nl=False)
+        text = query.get_xml(app.host, instance)
+        app.print_result({"name": name, "xml": text}, lambda: click.echo(text, nl=False))
         return
 
     exit_code = query.find_exit_code(app.host, instance)

@@ -80,7 +80,9 @@ def show(app: App, name: str, mode: str) -> None:
     from hvctl import templates
 
     found = templates.get_template(_parse_mode(mode), name, app.host.config.template_folders)
-    click.echo(found.path.read_text(), nl=False)
+    text = found.path.read_text()
+    facts = {"name": found.name, "mode": found.mode.value, "path": str(found.path), "xml": text}
+    app.print_result(facts, lambda: click.echo(text, nl=False))
 
 
 @template.command()
@@ -95,7 +97,9 @@ def render(app: App, name: str, mode: str | None, variables: tuple[tuple[str, st
     """
     from hvctl.instances import examples
 
-    click.echo(examples.render_example(app.host, _parse_mode(mode), name, dict(variables)), nl=False)
+    xml = examples.render_example(app.host, _parse_mode(mode), name, dict(variables))
+    facts = {"name": name, "mode": _parse_mode(mode).value, "xml": xml}
+    app.print_result(facts, lambda: click.echo(xml, nl=False))
 
 
 @template.command()
