@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import click
 import pytest
 
 from hvctl.cli.main import hvctl
-from hvctl.cli.words import MEANT
+from hvctl.cli.options import OPTIONS
+from hvctl.cli.words import MEANT, NOT_HERE
 from hvctl.config import Config
 from hvctl.instances import query
 from tests.cli import TIMEOUT_S, Ran, call, environment, run_bytes
@@ -56,10 +59,89 @@ def test_others_words_are_none_of_ours_and_mean_what_there_is(path: str) -> None
             assert find_command(words.removeprefix("hvctl ")) is not hvctl
 
 
+def check_advice(advice: str, own: click.Command | None = None) -> None:
+    """Every command that it names is there, with its options; one that begins it is an option of `own`."""
+    for begun in re.findall(r"hvctl ((?:[a-z]+(?: |$|[,;)]))*)", advice):
+        words = itertools.takewhile(lambda word: word != "", re.split(r"[ ,;)]", begun))
+        command: click.Command = hvctl
+        for word in words:
+            if not isinstance(command, click.Group):
+                break
+            found = command.get_command(click.Context(command), word)
+            assert found is not None, advice
+            command = found
+    if own is not None and advice.startswith("-"):
+        assert any(advice.split()[0] in parameter.opts for parameter in own.params), advice
+
+
+@pytest.mark.parametrize("path", NOT_HERE)
+def test_what_there_is_no_command_for_has_advice_that_can_be_typed(path: str) -> None:
+    assert {*commands_below(path), *MEANT[path]}.isdisjoint(NOT_HERE[path])
+    for advice in NOT_HERE[path].values():
+        check_advice(advice)
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_others_options_are_none_of_ours_and_mean_what_there_is(path: str) -> None:
+    command = find_command(path.removeprefix("hvctl").strip())
+    assert {option for parameter in command.params for option in parameter.opts}.isdisjoint(OPTIONS[path])
+    for advice in OPTIONS[path].values():
+        check_advice(advice, command)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "option", "hint"),
+    [
+        ("create web --publish 80:80", 2, "--publish", "ports are not published"),
+        ("create web -p 80:80", 2, "-p", "ports are not published"),
+        ("create web --volume /a:/b", 2, "--volume", "a directory of the host's, for a container: --mount SRC:DST"),
+        ("create web --network=br0", 2, "--network", "all are on the one network of `host setup`"),
+        ("create web --mem 2G", 2, "--mem", "--memory 2GiB\n"),
+        ("create web --memroy 2G", 2, "--memroy", "did you mean --memory? hvctl create --help\n"),
+        ("create web --user-dat x", 2, "--user-dat", "did you mean --user-data? hvctl create --help\n"),
+        ("create web --frob", 2, "--frob", "hvctl create --help\n"),
+        ("set web --mount /a:/b", 2, "--mount", "that is fixed when it is made: hvctl create\n"),
+        ("set web --disk 20G", 2, "--disk", "hvctl disk resize NAME root SIZE\n"),
+        ("exec -u nobody web id", 255, "-u", "it is root's: hvctl exec NAME -- runuser -u USER -- COMMAND\n"),
+        ("logs -f web", 2, "-f", "it prints what there is; what comes: hvctl exec NAME -- journalctl -f"),
+        ("delete --all", 2, "--all", "name them: hvctl list\n"),
+        ("--json list", 2, "--json", "after the command: "),
+    ],
+)
+def test_an_option_that_is_not_there_gets_what_was_meant(
+    settings: Config, line: str, status: int, option: str, hint: str
+) -> None:
+    done = call(settings, *line.split())
+    assert (done.status, done.out) == (status, "")
+    if line.startswith("--json"):
+        told = json.loads(done.err)
+        assert (told["message"], hint in told["hint"]) == (f"No such option {option!r}", True)
+    else:
+        assert done.err.startswith(f"hvctl: No such option {option!r}; next: {hint}")
+
+
+def test_of_docker_it_is_taken_what_asks_for_nothing_else(settings: Config) -> None:
+    assert "there is no instance" in call(settings, "exec", "-i", "web", "--", "sh").err or os.geteuid() != 0
+    assert "option" not in call(settings, "exec", "-it", "web", "sh").err
+
+
+def test_a_user_before_the_name_is_told_to_be_an_option(settings: Config) -> None:
+    said = "hvctl: the user is an option, as the name comes alone; next: hvctl ssh -u root web\n"
+    assert call(settings, "ssh", "root@web") == Ran(status=255, out="", err=said)
+
+
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
         ("ls", "hvctl list"),
+        ("push web", "hvctl image export"),
+        ("resize web", "hvctl disk resize, or: hvctl set"),
+        ("commit web new", "hvctl image publish"),
+        ("launch x", "hvctl create"),
+        ("version", "hvctl --version"),
+        ("help", "hvctl --help; of one command: hvctl create --help"),
+        ("remote add x", "it works on this host; on another: ssh HOST hvctl ..."),
+        ("carts web", "hvctl --help"),
         ("kill web", "hvctl stop --force"),
         ("destroy web", "hvctl stop --force, or: hvctl delete"),
         ("autostart web", "hvctl set --autostart"),
@@ -86,7 +168,7 @@ def test_a_command_that_is_not_there_gets_the_one_that_was_meant(settings: Confi
     [
         ("convert web", 2, "'--to'. Choose from: vm, container", "hvctl convert --help"),
         ("convert web --to x", 2, "'x' is not one of 'vm', 'container'", "hvctl convert --help"),
-        ("exec -u nobody web -- id", 255, "No such option", "hvctl exec --help"),
+        ("exec -x web -- id", 255, "No such option", "hvctl exec --help"),
         ("ssh --nosuch web", 255, "No such option", "hvctl ssh --help"),
         ("run --nosuch debian-12 -- id", 255, "No such option", "hvctl run --help"),
         ("create --vm --container web", 2, "a VM or a container", "leave --vm or --container away"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import click
 
 from hvctl.cli.app import App, failure_options
+from hvctl.errors import UsageError
 
 _PASS_ON = {"allow_interspersed_args": False}
 """What comes after the name belongs to the command."""
@@ -27,6 +29,11 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 
     Example: hvctl ssh web -- 'uname -a; uptime'
     """
+    if "@" in name:
+        user, _at, name = name.rpartition("@")
+        raise UsageError(
+            "the user is an option, as the name comes alone", hint=f"hvctl ssh -u {shlex.quote(user)} {name}"
+        )
     from hvctl.access import ssh as client
     from hvctl.instances import query
 
@@ -44,8 +51,9 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
     default=None,
     help="With or without a terminal (default: with, in a container, when interactive).",
 )
+@click.option("--interactive", "-i", is_flag=True, hidden=True)  # docker's habit; stdin is always passed on
 @failure_options
-def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> int:
+def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None, interactive: bool) -> int:
     """Run a command as root without the network; exits with the command's own code, 255 is hvctl's own failure.
 
     The words are passed on as they are, never through a shell. Without any it is root's shell, which in a VM takes its

@@ -197,5 +197,9 @@ def _code(error: HvctlError, arguments: list[str]) -> int:
 def _usage_error(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "hvctl"
+    if isinstance(error, click.NoSuchOption):
+        from hvctl.cli.options import find_advice
+
+        return UsageError(f"No such option {error.option_name!r}", hint=find_advice(error))
     message = " ".join(error.format_message().split())  # click lists choices below each other
     return UsageError(message.rstrip("."), hint=getattr(error, "hint", f"{path} --help"))
