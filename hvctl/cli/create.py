@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.completion import IMAGE, TEMPLATE
 from hvctl.cli.parameters import MOUNT, PAIR, SIZE, VARIABLE, WithCommand
 from hvctl.cli.present import as_json
 from hvctl.errors import InvalidSpec, NotFound, UsageError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--container", is_flag=True, help="A container instead of a VM, from the same image.")
 @click.option("--vm", "as_vm", is_flag=True, help="A VM: so it is without --container, too.")
-@click.option("--image", help="The image to start from (default: from the settings, debian-12).")
+@click.option("--image", type=IMAGE, help="The image to start from (default: from the settings, debian-12).")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
 @click.option("--cpuset", default="", help="The host's CPUs it may run on: 0-3,8 (default: all).")
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--disk", type=SIZE, help="Size of the root; of a container: its limit (default: none).")
 @click.option(
     "--template",
+    type=TEMPLATE,
     default="",
     help="A name from `hvctl template list`, or a file, ./mine.xml (default: what the image needs).",
 )

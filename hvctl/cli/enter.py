@@ -8,6 +8,7 @@ import sys
 import click
 
 from hvctl.cli.app import App, failure_options
+from hvctl.cli.completion import INSTANCE
 from hvctl.errors import UsageError
 
 _PASS_ON = {"allow_interspersed_args": False}
@@ -15,7 +16,7 @@ _PASS_ON = {"allow_interspersed_args": False}
 
 
 @click.command(context_settings=_PASS_ON)
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--user", "-u", default="", help="Log in as this user (default: the image's).")
 @click.option(
@@ -43,7 +44,7 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 
 
 @click.command("exec", context_settings=_PASS_ON)
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--tty/--no-tty",
@@ -67,7 +68,7 @@ def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None, inter
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.option("--force", is_flag=True, help="Take the console over from another session.")
 @failure_options
 def console(app: App, name: str, force: bool) -> None:

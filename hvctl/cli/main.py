@@ -130,7 +130,9 @@ def run_command(app: App, arguments: list[str]) -> int:
         told = _usage_error(error)
         app.print_error(told)
         return _code(told, arguments)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error, KeyboardInterrupt) and sys.stderr.isatty():
+            click.echo(err=True)  # the terminal has shown ^C
         app.print_error(Interrupted("interrupted"))
         return Interrupted.code
     except OSError as error:
@@ -152,7 +154,10 @@ def run_command(app: App, arguments: list[str]) -> int:
 def _invoke(app: App, arguments: list[str]) -> object:
     """As click's `main`, which would make an exit code of a broken pipe; completion is done there alone."""
     if "_HVCTL_COMPLETE" in os.environ:
-        return hvctl.main(args=arguments, prog_name="hvctl")
+        try:
+            return hvctl.main(args=arguments, prog_name="hvctl")
+        except SystemExit as done:
+            return done.code
     with hvctl.make_context("hvctl", list(arguments), obj=app) as context:
         return hvctl.invoke(context)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, failure_options
+from hvctl.cli.completion import IMAGE
 from hvctl.cli.create import parse_wishes
 from hvctl.cli.parameters import MOUNT, SIZE, VARIABLE
 from hvctl.events import Event, Note
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.argument("image")
+@click.argument("image", type=IMAGE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--container/--vm", "as_container", default=None, help="Which (default: an application: a container).")
 @click.option("--name", default="", help="The instance's name (default: one that is free).")

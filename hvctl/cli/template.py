@@ -8,6 +8,7 @@ from typing import TypeVar
 import click
 
 from hvctl.cli.app import App, Group, output_options
+from hvctl.cli.completion import TEMPLATE
 from hvctl.cli.parameters import PAIR
 from hvctl.model import Mode
 
@@ -69,7 +70,7 @@ def list_(app: App) -> None:
 
 
 @template.command()
-@click.argument("name")
+@click.argument("name", type=TEMPLATE)
 @_mode
 @output_options
 def show(app: App, name: str, mode: str) -> None:
@@ -86,7 +87,7 @@ def show(app: App, name: str, mode: str) -> None:
 
 
 @template.command()
-@click.argument("name")
+@click.argument("name", type=TEMPLATE)
 @_mode
 @_set
 @output_options
@@ -103,7 +104,7 @@ def render(app: App, name: str, mode: str | None, variables: tuple[tuple[str, st
 
 
 @template.command()
-@click.argument("name")
+@click.argument("name", type=TEMPLATE)
 @_mode
 @_set
 @output_options
