@@ -2,7 +2,7 @@
 
 Raised anywhere, printed once, at the top of the command line. The codes are part of the interface:
 2 usage, 3 not found, 4 exists, 5 wrong state, 6 unsupported, 7 invalid spec or template, 8 host, 9 not managed,
-10 timed out, 11 other libvirt error, 12 guest failed, 130 interrupted.
+10 timed out, 11 other libvirt error, 12 guest failed, 70 a fault of hvctl's own, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -91,6 +91,12 @@ class GuestFailed(HvctlError):
     """The guest is there but did not do its part: no address, cloud-init failed, agent silent."""
 
     code = 12
+
+
+class InternalError(HvctlError):
+    """A fault of hvctl's own, which nobody can do anything about but report it (EX_SOFTWARE of sysexits.h)."""
+
+    code = 70
 
 
 class Interrupted(HvctlError):

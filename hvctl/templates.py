@@ -6,7 +6,9 @@ around whole elements. Values are escaped always, unknown names are errors, so a
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -33,6 +35,10 @@ class Template:
     @property
     def is_builtin(self) -> bool:
         return self.path.is_relative_to(builtin_folder())
+
+    @property
+    def how_to_edit(self) -> str:
+        return f"edit {shlex.quote(str(self.path))}"
 
     @property
     def purpose(self) -> str:
@@ -64,12 +70,16 @@ def get_template(mode: Mode, name: str, folders: Sequence[Path]) -> Template:
             raise NotFound(f"there is no template file {name!r}", hint="hvctl template list")
         return Template(name=name, mode=mode, path=path.resolve())
     if not is_name(name):
-        raise InvalidSpec(f"{name!r} is not a template name", hint="names: hvctl template list; files: ./mine.xml")
+        file = f"./{name}" if os.path.isfile(name) else "./mine.xml"
+        raise InvalidSpec(
+            f"{name!r} is not a template name", hint=f"names: hvctl template list; files: {shlex.quote(file)}"
+        )
     for folder in (*folders, builtin_folder()):
         path = folder / mode / f"{name}.xml"
         if path.is_file():
             return Template(name=name, mode=mode, path=path)
-    raise NotFound(f"there is no template {name!r} for mode {mode}", hint="see which there are: hvctl template list")
+    hint = f"a file: {shlex.quote(f'./{name}')}" if os.path.isfile(name) else "see which there are: hvctl template list"
+    raise NotFound(f"there is no template {name!r} for mode {mode}", hint=hint)
 
 
 def list_templates(folders: Sequence[Path]) -> tuple[Template, ...]:
@@ -105,7 +115,7 @@ def render(template: Template, values: Mapping[str, object], variables: Mapping[
                 f"template {template.name!r} uses a name that has no value: {error}", hint=_undefined_hint(str(error))
             ) from error
         raise InvalidSpec(
-            f"template {template.name!r} cannot be rendered: {error}", hint=f"edit {template.path}"
+            f"template {template.name!r} cannot be rendered: {error}", hint=template.how_to_edit
         ) from error
     return _tidy(text, template)
 
@@ -133,10 +143,10 @@ def check_well_formed(template: Template) -> None:
     except ElementTree.ParseError as error:
         raise InvalidSpec(
             f"template {template.name!r} is not well-formed XML: {error}",
-            hint=f"edit {template.path}; Jinja may stand in text, in attributes and around whole elements",
+            hint=f"{template.how_to_edit}; Jinja may stand in text, in attributes and around whole elements",
         ) from error
     if root.tag != "domain":
-        raise InvalidSpec(f"template {template.name!r} is no <domain> but <{root.tag}>", hint=f"edit {template.path}")
+        raise InvalidSpec(f"template {template.name!r} is no <domain> but <{root.tag}>", hint=template.how_to_edit)
 
 
 def check_values(values: Mapping[str, object]) -> None:
@@ -162,7 +172,7 @@ def _tidy(text: str, template: Template) -> str:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise InvalidSpec(
-            f"template {template.name!r} gives XML that is not well-formed: {error}", hint=f"edit {template.path}"
+            f"template {template.name!r} gives XML that is not well-formed: {error}", hint=template.how_to_edit
         ) from error
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -23,7 +24,7 @@ from hvctl.host import Host
 from hvctl.instances import create, lifecycle, query
 from hvctl.units import MIB
 from tests import tiny, world
-from tests.cli import Ran, call_here, environment, run
+from tests.cli import Ran, call_here, environment, run, run_bytes
 from tests.payloads import PAYLOADS
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
@@ -62,6 +63,13 @@ CONTAINER = (*CREATE, "x", "--container")
     ("words", "status", "named"),
     [
         ((*CREATE, "Bad_Name"), 7, "Bad_Name"),
+        (("create", "tiny", "x"), 2, "'tiny' is an image, and what stands here is what instances are to be called"),
+        (("create", "x", "tiny", "y"), 2, "next: hvctl create x y --image tiny"),
+        (("create", "tiny"), 2, "next: hvctl create NAME --image tiny"),
+        (("create", "fedora-43", "x"), 2, "next: hvctl create x --image fedora-43"),
+        (("create", "debian-13", "x"), 2, "next: hvctl create x --image debian-13"),
+        (("create", "images:debian/12", "x"), 2, "next: hvctl create x --image images:debian/12"),
+        (("create", "fedora-43", "--no-start"), 3, "there is no image 'debian-12'"),
         (("create", "x", "--image", "nosuch"), 3, "hvctl image list; which there could be: hvctl image catalogue"),
         (("create", "x", "--image", "docker://alpine"), 7, "hvctl image pull docker://alpine --name alpine"),
         (("create", "x", "--image", "oci:img:1"), 7, "hvctl image pull oci:img:1 --name img-1"),
@@ -72,7 +80,7 @@ CONTAINER = (*CREATE, "x", "--container")
         ((*CONTAINER, "--mount", "/etc/passwd:/data"), 7, "share the one that it is in: --mount /etc:/data"),
         ((*CONTAINER, "--mount", "/srv:data"), 7, "'data' is no absolute path"),
         ((*CONTAINER, "--mount", "/srv:/da/../ta"), 7, "next: --mount /srv:/ta"),
-        ((*CONTAINER, "--mount", "/srv://dev"), 7, "next: --mount /srv:/dev"),
+        ((*CONTAINER, "--mount", "/srv://dev"), 7, "next: --mount /srv/data:/data"),
         (("run", "--env", "A=b", "tiny", "--", "env"), 255, "hvctl run tiny -- env K=V COMMAND"),
         ((*CREATE, "x", "--env", "A=b"), 7, "leave --env, --entrypoint, --user and the command away"),
         ((*CREATE, "x", "--template", "nosuch"), 3, "hvctl template list"),
@@ -297,6 +305,19 @@ def test_sizes_are_told_as_they_are_written(host: Host, here: None, tiny_image: 
     lifecycle.delete(host, "resized")
 
 
+def test_an_instance_may_be_called_as_an_image_is_where_the_image_is_named(
+    host: Host, here: None, tiny_image: str
+) -> None:
+    assert call_here(*CREATE, "tiny").status == 0
+    lifecycle.delete(host, "tiny")
+
+
+def test_the_definitions_that_would_be_made_are_strings_in_json(here: None, unchanged: None) -> None:
+    found = json.loads(call_here(*CREATE, "one", "two", "--print-xml", "--json").out)
+    assert [item["name"] for item in found] == ["one", "two"]
+    assert [ElementTree.fromstring(item["xml"]).findtext("name") for item in found] == ["one", "two"]
+
+
 def test_several_names_each_get_their_line(settings: Config, host: Host, tiny_image: str) -> None:
     done = run(settings, "create", "one", "two", "--image", "nosuch", "--no-start")
     assert done.status == 3
@@ -328,3 +349,9 @@ def test_what_nobody_owns_is_kept_unless_told(host: Host, tiny_image: str) -> No
     finally:
         gc.collect(host, orphans=True)
     assert not stray.exists()
+
+
+def test_who_may_not_speak_to_libvirt_is_not_sent_to_set_up_the_host(host: Host, settings: Config) -> None:
+    done = run_bytes(settings, "list", as_user=65534)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (8, b"", 1), done.stderr
+    assert done.stderr.endswith(b"; next: run it as root, or join the group 'libvirt' and log in again\n")

@@ -152,10 +152,26 @@ def test_what_it_is_from_comes_by_the_network_all_the_same(
     assert (tree / "bin/busybox").exists()
 
 
-def test_what_wants_the_network_is_told_how_to_get_it(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "has_network", "is_told"),
+    [("RUN false", False, True), ("RUN false", True, False), ("COPY nothing /", False, False)],
+)
+def test_a_command_that_failed_without_the_network_is_told_how_to_get_it(
+    host: Host, tmp_path: Path, step: str, has_network: bool, is_told: bool
+) -> None:
     with pytest.raises(CommandFailed) as caught:
-        build(host, tmp_path, "FROM hvctl/base\nRUN false\n")
-    assert "--network host" in caught.value.hint
+        build(host, tmp_path, f"FROM hvctl/base\n{step}\n", has_network=has_network)
+    assert ("--network host" in caught.value.hint) is is_told
+
+
+def test_a_name_that_goes_to_another_image_is_told_with_both(host: Host, tmp_path: Path) -> None:
+    told: list[Event] = []
+    first = build(host, tmp_path, "FROM hvctl/base\nRUN echo 1 > /which\n", told.append)
+    assert "was" not in stores.notes(told)
+    again = build(host, tmp_path, "FROM hvctl/base\nRUN echo 2 > /which\n", told.append)
+    said = f"was {first.id[:12]}, is now {again.id[:12]}; instances keep what they stand on"
+    assert stores.notes(told).splitlines()[-1] == said
+    assert published.read(host, first.id, "old").id == first.id  # until `prune`, which asks who stands on it
 
 
 STEPS = ("preparing", "step 1", "step 2", "step 3", "unpacking", "publishing")

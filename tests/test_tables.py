@@ -22,9 +22,9 @@ WIDE = (
 )
 
 
-def lines(width: int, *rows: tuple[str, ...]) -> list[str]:
+def lines(width: int, *rows: tuple[str, ...], columns: tuple[str, ...] = COLUMNS) -> list[str]:
     out = io.StringIO()
-    table.write(Console(file=out, width=width), COLUMNS, rows)
+    table.write(Console(file=out, width=width), columns, rows)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
@@ -48,6 +48,42 @@ def test_the_image_gives_way_before_the_name() -> None:
 def test_what_has_several_words_is_broken_between_them() -> None:
     found = lines(80, WIDE)
     assert ("ubunt…" in found[1], "10.62.249.133" in found[1], found[2].split()) == (True, True, ["privileged"])
+
+
+def test_what_is_copied_goes_below_its_row_in_one_piece_where_it_has_no_room() -> None:
+    fix = "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    rows = (
+        ("warning", "firewall", "net.bridge.bridge-nf-call-iptables is on: the host's firewall may drop much", fix),
+        ("ok", "cgroups as libvirt sees them", "version 1", ""),
+    )
+    columns = ("VERDICT", "CHECK", "REASON", "FIX")
+    found = lines(80, *rows, columns=columns)
+    assert found[0].split() == ["VERDICT", "CHECK", "REASON"]
+    assert f"    fix: {fix}" in found
+    assert max(map(len, found)) <= 80 and found[-1].split()[0] == "ok"
+    assert lines(160, *rows, columns=columns)[1].endswith(fix)
+
+
+def test_the_name_that_is_typed_is_whole_beside_a_long_address() -> None:
+    address = f"https://example.org/{'a' * 80}.qcow2"
+    row = ("opensuse-15.6", "opensuse-leap 15.6", "opensuse", "signature", address)
+    found = lines(80, row, columns=("NAME", "OS", "USER", "VERIFIED BY", "ADDRESS"))
+    assert (found[1].split()[0], found[2]) == ("opensuse-15.6", f"    address: {address}")
+
+
+@pytest.mark.parametrize(
+    ("comment", "below"), [("", []), ("a b of some words here", ["    comment: a b of some words here"])]
+)
+def test_a_header_stays_on_its_line(comment: str, below: list[str]) -> None:
+    row = ("wd-box@20261127-213437-830086", "11s", "container", "frozen", "437MiB", "437MiB", "vm", comment)
+    columns = ("BACKUP", "AGE", "MODE", "HOW", "SIZE", "NEW", "HOST", "COMMENT")
+    assert lines(77, row, columns=columns)[1:] == ["  ".join(row[:-1]).rstrip(), *below]
+    assert lines(77, row, columns=columns)[0].split() == list(columns[:-1])
+
+
+def test_what_is_wide_on_a_terminal_is_counted_as_that() -> None:
+    found = lines(60, ("東京" * 8, "x" * 30), columns=("NAME", "USED BY"))
+    assert found[1].split()[0] == "東京" * 8 and found[1].endswith("…")
 
 
 def test_without_a_terminal_nothing_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:

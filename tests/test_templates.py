@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -166,6 +167,16 @@ def test_a_template_of_the_users_hides_a_builtin_one(tmp_path: Path) -> None:
 def test_an_unknown_template_is_not_found(name: str) -> None:
     with pytest.raises(NotFound):
         templates.get_template(Mode.VM, name, ())
+
+
+@pytest.mark.parametrize("name", ["my2.xml", "My 2.xml"])
+def test_a_file_beside_one_is_named_by_its_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("<domain/>")
+    with pytest.raises((NotFound, InvalidSpec)) as refused:
+        templates.get_template(Mode.VM, name, ())
+    path = shlex.split(refused.value.hint.rpartition(": ")[2])[0]
+    assert templates.get_template(Mode.VM, path, ()).path.read_text() == "<domain/>"
 
 
 @pytest.mark.parametrize("name", ["..", "-f", "a b", "x" * 300, "a\0b", "\u202eabc"])

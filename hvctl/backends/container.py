@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -128,17 +129,20 @@ class ContainerBackend(Backend):
                     folder = posixpath.dirname(mount.source)
                     raise InvalidSpec(
                         f"{mount.source!r} is no directory, and nothing else can be shared",
-                        hint=f"share the one that it is in: --mount {folder}:{mount.target}",
+                        hint=f"share the one that it is in: --mount {shlex.quote(f'{folder}:{mount.target}')}",
                     )
-                raise InvalidSpec(f"{mount.source!r} is not there on this host", hint=f"mkdir {mount.source}")
+                raise InvalidSpec(
+                    f"{mount.source!r} is not there on this host", hint=f"mkdir {shlex.quote(mount.source)}"
+                )
             if not PurePosixPath(mount.target).is_absolute():
                 raise InvalidSpec(f"{mount.target!r} is no absolute path", hint="--mount /srv/data:/data")
             plain = posixpath.normpath(f"//{mount.target}")  # it keeps two slashes at the beginning, of three one
+            check_place(plain, "--mount /srv/data:/data")
             if plain != mount.target:
                 raise InvalidSpec(
-                    f"{mount.target!r} is not the shortest way to that place", hint=f"--mount {mount.source}:{plain}"
+                    f"{mount.target!r} is not the shortest way to that place",
+                    hint=f"--mount {shlex.quote(f'{mount.source}:{plain}')}",
                 )
-            check_place(mount.target, "--mount /srv/data:/data")
             if targets.count(mount.target) > 1:
                 raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")
             if host.shell.call(inroot.is_no_directory, host.store.image_tree(image.id), mount.target):

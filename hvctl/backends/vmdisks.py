@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -228,7 +229,7 @@ def _check_iso(host: Host, record: Record, path: str) -> int:
     if owner is not None and owner[0] != 0 and not host.shell.call(diskfiles.may_read, Path(path), *owner):
         raise HostError(
             f"the user that QEMU runs as (uid {owner[0]}) cannot read {path!r}",
-            hint=f"chmod o+r {path}; it must also be allowed to pass all directories above",
+            hint=f"chmod o+r {shlex.quote(path)}; it must also be allowed to pass all directories above",
         )
     return host.shell.call(files.size, Path(path))
 

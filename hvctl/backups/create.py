@@ -246,7 +246,7 @@ def _check_space(repository: Repository, needed_bytes: int, name: str) -> None:
         raise HostError(
             f"not enough space for a backup of {name!r} in {repository.text!r}: "
             f"{format_size(needed_bytes)} needed, {format_size(free_bytes)} free",
-            hint="delete old ones: hvctl backup delete NAME --keep daily=7",
+            hint=f"delete old ones: {repository.command('delete NAME --keep daily=7')}",
         )
 
 

@@ -22,7 +22,9 @@ def choose(repository: Repository, wanted: Sequence[str], keep: Keep | None = No
     for name in wanted:
         entries = [entry for entry in repository.list_entries(name) if entry.backup is not None]
         if not entries:
-            raise NotFound(f"there is no backup of {name[:80]!r} in {repository.text!r}", hint="hvctl backup list")
+            raise NotFound(
+                f"there is no backup of {name[:80]!r} in {repository.text!r}", hint=repository.command("list")
+            )
         taken = tuple((entry.id, entry.backup.time) for entry in entries if entry.backup)
         expired = set(schedule.list_expired(keep, taken))
         chosen += [entry for entry in entries if entry.id in expired]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Directory(Repository):
         if call(files.exists, self.path) and set(call(files.list_names, self.path)) - {*_FOLDERS, "lost+found"}:
             raise AlreadyExists(f"{self.text!r} is not empty", hint="name a new or an empty directory")
         if not call(files.is_directory, self.path.parent):
-            raise HostError(f"there is no directory {str(self.path.parent)!r}", hint=f"mkdir -p {self.path.parent}")
+            parent = str(self.path.parent)
+            raise HostError(f"there is no directory {parent!r}", hint=f"mkdir -p {shlex.quote(parent)}")
         for path in (self.path, *(self.path / name for name in _FOLDERS)):
             call(files.make_directory, path, 0o700)
         content = json.dumps({"format": _FORMAT, "schema": _SCHEMA}).encode() + b"\n"
@@ -60,7 +62,7 @@ class Directory(Repository):
         if not call(files.is_regular, self.path / _MARK):
             raise NotFound(
                 f"{self.text!r} is no repository of backups",
-                hint=f"is its disk mounted? to make one there: hvctl backup init {self.text}",
+                hint=f"is its disk mounted? to make one there: hvctl backup init {shlex.quote(self.text)}",
             )
         try:
             facts = json.loads(call(files.read_file, self.path / _MARK, limit_bytes=4096))
@@ -81,7 +83,8 @@ class Directory(Repository):
                 stack.enter_context(locks.hold(self.path / "lock", timeout_s=_LOCK_TIMEOUT_S))
             except BlockingIOError as error:
                 raise WrongState(
-                    f"{self.text!r} is busy: another hvctl writes to it", hint=f"fuser -v {self.path / 'lock'}"
+                    f"{self.text!r} is busy: another hvctl writes to it",
+                    hint=f"fuser -v {shlex.quote(str(self.path / 'lock'))}",
                 ) from error
             except OSError as error:
                 raise HostError(f"cannot write to {self.text!r}: {error.strerror}", hint="look at its owner") from error

@@ -6,6 +6,7 @@ Nothing in it is believed: manifests are parsed by `manifest.py`, content is has
 from __future__ import annotations
 
 import contextlib
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -40,6 +41,10 @@ class Repository(ABC):
     def __init__(self, host: Host, text: str) -> None:
         self.host = host
         self.text = text
+
+    def command(self, words: str) -> str:
+        """A command on this repository, to be typed: `hvctl backup list --repo ...`."""
+        return f"hvctl backup {words} --repo {shlex.quote(self.text)}"
 
     @abstractmethod
     def make(self) -> bool:
@@ -105,9 +110,9 @@ class Repository(ABC):
         found = [entry for entry in entries if entry.id.startswith(identifier)]
         if not found:
             what = f"no backup {text[:80]!r}" if entries else f"no backup of {name[:80]!r}"
-            raise NotFound(f"there is {what} in {self.text!r}", hint=f"hvctl backup list --repo {self.text}")
+            raise NotFound(f"there is {what} in {self.text!r}", hint=self.command("list"))
         if identifier and len(found) > 1:
-            raise InvalidSpec(f"{text!r} stands for {len(found)} backups", hint=f"hvctl backup list {name}")
+            raise InvalidSpec(f"{text!r} stands for {len(found)} backups", hint=self.command(f"list {name}"))
         return found[-1]
 
     def get_backup(self, text: str) -> Backup:
@@ -115,7 +120,7 @@ class Repository(ABC):
         entry = self.get(text)
         if entry.backup is None:
             raise InvalidSpec(
-                f"backup {entry.name}@{entry.id} is damaged: {entry.problem}", hint=f"hvctl backup list {entry.name}"
+                f"backup {entry.name}@{entry.id} is damaged: {entry.problem}", hint=self.command(f"list {entry.name}")
             )
         return entry.backup
 
@@ -162,7 +167,7 @@ class Repository(ABC):
         """The error for content that is not what it should be."""
         return InvalidSpec(
             f"{part.name} ({part.sha256[:12]}) in {self.text!r} is damaged: {reason}",
-            hint="see what else is: hvctl backup verify",
+            hint=f"see what else is: {self.command('verify')}",
         )
 
     def _teller(self, events: Sink, subject: str, task: str, total_bytes: int) -> Callable[[str], None]:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,10 +72,15 @@ class Restic(Repository):
             self.location = os.path.abspath(self.location)
         self._path = None if is_remote else Path(self.location)
 
+    def command(self, words: str) -> str:
+        password = f" --password-file {shlex.quote(self._password_file)}" if self._password_file else ""
+        return super().command(words) + password
+
     def make(self) -> bool:
         self._require()
         if self._path is not None and not self.host.shell.call(files.is_directory, self._path.parent):
-            raise HostError(f"there is no directory {str(self._path.parent)!r}", hint=f"mkdir -p {self._path.parent}")
+            parent = str(self._path.parent)
+            raise HostError(f"there is no directory {parent!r}", hint=f"mkdir -p {shlex.quote(parent)}")
         with contextlib.suppress(NotFound):
             self.check()
             return False
@@ -218,7 +224,7 @@ class Restic(Repository):
     def _not_there(self) -> NotFound:
         return NotFound(
             f"{self.text!r} is no repository of restic's",
-            hint=f"is its disk mounted? to make one there: hvctl backup init {self.text}",
+            hint=f"is its disk mounted? to make one there: hvctl backup init {shlex.quote(self.text)}",
         )
 
 

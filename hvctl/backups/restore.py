@@ -84,7 +84,7 @@ def restore(host: Host, repository: Repository, request: Request, events: Sink =
     name = identity.check_name(request.name or backup.name)
     _check(backup, request)
     with host.lock(name):
-        if not _adopt(host, name):
+        if not _adopt(host, repository, name):
             _restore(host, repository, backup, replace(request, name=name), events)
     if request.start:
         lifecycle.start(host, name, goal=request.wait, timeout_s=request.timeout_s, events=events)
@@ -106,7 +106,7 @@ def _check(backup: Backup, request: Request) -> None:
         raise InvalidSpec(f"the backup of {backup.name!r} is of an application", hint="make it anew: hvctl create")
 
 
-def _adopt(host: Host, name: str) -> bool:
+def _adopt(host: Host, repository: Repository, name: str) -> bool:
     """Whether an interrupted restore under this name had come so far that it was finished now. Raises AlreadyExists."""
     existing, done = query.find(host, name), ""
     if existing is not None and existing.record.pending is not None:
@@ -120,7 +120,7 @@ def _adopt(host: Host, name: str) -> bool:
         return True
     raise AlreadyExists(
         f"there is already an instance {name!r} ({existing.state})",
-        hint="restore under another name: hvctl backup restore BACKUP NAME",
+        hint=f"restore under another name: {repository.command(f'restore {name} NEW-NAME')}",
     )
 
 

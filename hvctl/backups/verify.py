@@ -30,7 +30,7 @@ def verify(repository: Repository, wanted: Sequence[str] = (), events: Sink = ig
     chosen = [entry for entry in entries if not wanted or any(_is_meant(entry, text) for text in wanted)]
     for text in wanted:
         if not any(_is_meant(entry, text) for entry in entries):
-            raise NotFound(f"there is no backup {text[:80]!r} in {repository.text!r}", hint="hvctl backup list")
+            raise NotFound(f"there is no backup {text[:80]!r} in {repository.text!r}", hint=repository.command("list"))
     known: dict[tuple[str, str], str] = {}
     return tuple(_verify(repository, entry, known, events) for entry in chosen)
 

@@ -132,6 +132,10 @@ class App:
         """A failure on stderr: one line, or with --json one object."""
         if isinstance(error, _Printed):
             return
+        with contextlib.suppress(OSError):  # nobody listens any more: the exit code tells
+            self._print_error(error)
+
+    def _print_error(self, error: HvctlError) -> None:
         if self.is_json:
             details = {"error": error.kind, "message": error.message, "hint": error.hint, "code": error.code}
             click.echo(json.dumps(details, ensure_ascii=False), err=True)

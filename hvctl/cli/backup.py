@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hvctl.cli.app import App, Group, confirm, output_options, yes_option
+from hvctl.cli.completion import INSTANCE, TEMPLATE
 from hvctl.cli.parameters import MOUNT, SIZE
 from hvctl.cli.present import format_age
 from hvctl.errors import HvctlError, InvalidSpec, UsageError
@@ -60,7 +61,7 @@ def init(app: App, repo: str, password_file: str) -> None:
 
 
 @backup.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", type=INSTANCE, nargs=-1, required=True)
 @click.option("--comment", default="", help="A line to remember it by.")
 @click.option("--full", is_flag=True, help="Read and store everything again; mends what is damaged in the repository.")
 @click.option("--without-image", is_flag=True, help="Leave out the image: a host that restores it must have that.")
@@ -101,7 +102,7 @@ def create(app: App, names: tuple[str, ...], repo: str, password_file: str, **op
 
 
 @backup.command("list")
-@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.argument("names", metavar="[NAME...]", type=INSTANCE, nargs=-1)
 @_repository_options
 @output_options
 def list_(app: App, names: tuple[str, ...], repo: str, password_file: str) -> None:
@@ -149,7 +150,7 @@ def verify(app: App, backups: tuple[str, ...], repo: str, password_file: str) ->
     if damaged:
         raise InvalidSpec(
             f"{len(damaged)} of {len(found)} backups are damaged",
-            hint="while the instances are there: hvctl backup create --full NAME",
+            hint=f"while the instances are there: {repository.command('create --full NAME')}",
         )
 
 
@@ -157,7 +158,7 @@ def verify(app: App, backups: tuple[str, ...], repo: str, password_file: str) ->
 @click.argument("source", metavar="NAME|NAME@ID")
 @click.argument("name", metavar="[NEW-NAME]", required=False, default="")
 @click.option("--no-start", is_flag=True, help="Only make it.")
-@click.option("--template", default="", help="Make its definition from this one (default: its own).")
+@click.option("--template", type=TEMPLATE, default="", help="Make its definition from this one (default: its own).")
 @click.option("--cpus", type=click.IntRange(1), default=None, help="Other than it had.")
 @click.option("--memory", type=SIZE, default=None, help="Other than it had: 512M, 2GiB.")
 @click.option("--mount", "mounts", type=MOUNT, multiple=True, metavar="SRC:DST[:ro]", help="As `create` takes it.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.completion import INSTANCE
 from hvctl.cli.parameters import SIZE
 from hvctl.errors import UsageError
 from hvctl.units import format_size
 
 
 @click.command()
-@click.argument("old")
+@click.argument("old", type=INSTANCE)
 @click.argument("new")
 @output_options
 def rename(app: App, old: str, new: str) -> None:
@@ -27,7 +28,7 @@ def rename(app: App, old: str, new: str) -> None:
 
 
 @click.command("set")
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.option("--cpus", type=click.IntRange(1))
 @click.option("--memory", type=SIZE, help="512M, 2GiB, ...")
 @click.option("--autostart/--no-autostart", default=None, help="Start it when the host boots, or not.")
@@ -57,7 +58,7 @@ def set_(app: App, name: str, cpus: int | None, memory: int | None, autostart: b
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @output_options
 def kernel(app: App, name: str) -> None:
     """Let a running guest boot the newest kernel that is installed in it, from its next start on.

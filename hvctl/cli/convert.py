@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from hvctl.cli.app import App, confirm, output_options, yes_option
+from hvctl.cli.completion import INSTANCE
 from hvctl.cli.present import as_json
 from hvctl.events import Note
 from hvctl.model import Instance, Mode, State
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.option("--to", "mode", type=click.Choice([mode.value for mode in Mode]), required=True, help="What it becomes.")
 @click.option("--keep-source", is_flag=True, help="Keep what it was as a snapshot even after the new one has answered.")
 @click.option("--no-start", is_flag=True, help="Do not start it again if it runs; what it was is kept as a snapshot.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.completion import INSTANCE
 from hvctl.cli.present import as_json
 from hvctl.events import Sink
 from hvctl.model import Instance, State, Wait
 
 
 @click.command()
-@click.argument("source", metavar="SOURCE[@SNAPSHOT]")
+@click.argument("source", metavar="SOURCE[@SNAPSHOT]", type=INSTANCE)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--full", is_flag=True, help="Share nothing but the image with the source.")
 @click.option("--no-start", is_flag=True, help="Only make it.")

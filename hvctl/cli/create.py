@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.completion import IMAGE, TEMPLATE
 from hvctl.cli.parameters import MOUNT, PAIR, SIZE, VARIABLE, WithCommand
 from hvctl.cli.present import as_json
-from hvctl.errors import NotFound, UsageError
+from hvctl.errors import InvalidSpec, NotFound, UsageError
 from hvctl.events import Note, Sink
 from hvctl.model import AccelChoice, Instance, Mode, Provision, Spec, State, Wait
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--container", is_flag=True, help="A container instead of a VM, from the same image.")
 @click.option("--vm", "as_vm", is_flag=True, help="A VM: so it is without --container, too.")
-@click.option("--image", help="The image to start from (default: from the settings, debian-12).")
+@click.option("--image", type=IMAGE, help="The image to start from (default: from the settings, debian-12).")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="512M, 2GiB, ...")
 @click.option("--cpuset", default="", help="The host's CPUs it may run on: 0-3,8 (default: all).")
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 @click.option("--privileged", is_flag=True, help="A container whose root is this host's root.")
 @click.option("--disk", type=SIZE, help="Size of the root; of a container: its limit (default: none).")
 @click.option(
-    "--template", default="", help="A name from `hvctl template list`, or a file (default: what the image needs)."
+    "--template",
+    type=TEMPLATE,
+    default="",
+    help="A name from `hvctl template list`, or a file, ./mine.xml (default: what the image needs).",
 )
 @click.option("--set", "variables", metavar="K=V", type=PAIR, multiple=True, help="A value for the template (vars.K).")
 @click.option("--accel", type=click.Choice([choice.value for choice in AccelChoice]), default="auto", show_default=True)
@@ -67,12 +73,15 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
 
     if not options["print_xml"]:
         app.host.require_root("create")
+    if not options["image"]:
+        _check_names_no_image(app, names)
     options["authorized_keys"] = _read_keys(options)
     options["user_data"] = _read_user_data(options["user_data"])  # type: ignore[arg-type]
     requests = {name: _parse(app, name, options) for name in names}
     if options["print_xml"]:
-        for request in requests.values():
-            click.echo(verbs.format_xml(app.host, verbs.plan_new(app.host, request)), nl=False)
+        found = {name: verbs.format_xml(app.host, verbs.plan_new(app.host, requests[name])) for name in requests}
+        listed = [{"name": name, "xml": xml} for name, xml in found.items()]
+        app.print_result(listed, lambda: click.echo("".join(found.values()), nl=False))
         return
     if options["build"]:
         _build_missing(app, next(iter(requests.values())).spec.image)
@@ -91,6 +100,37 @@ def create(app: App, names: tuple[str, ...], **options: object) -> None:
     finally:
         if app.is_json and made:
             app.print_result([as_json(instance) for instance in made], lambda: None)
+
+
+def _check_names_no_image(app: App, names: tuple[str, ...]) -> None:
+    """Raise UsageError for IMAGE NAME, which is the order elsewhere, and for one name that is another image's.
+
+    An instance may be called as its own image is, and as any: with `--image`.
+    """
+    from hvctl.rootfs import published
+
+    def is_here(name: str) -> bool:
+        with contextlib.suppress(InvalidSpec):
+            return published.find_id(app.host, name) is not None
+        return False
+
+    image = next((name for name in names if is_here(name)), None)
+    if not image and len(names) > 1:
+        image = _find_known(names)
+    if image and names != (app.host.config.image,):
+        others = " ".join(shlex.quote(name) for name in names if name != image) or "NAME"
+        raise UsageError(
+            f"{image!r} is an image, and what stands here is what instances are to be called (so may one, with --image)",
+            hint=f"hvctl create {others} --image {shlex.quote(image)}",
+        )
+
+
+def _find_known(names: tuple[str, ...]) -> str | None:
+    """The first of these that an image could be brought or built from."""
+    from hvctl.rootfs import catalogue, request, sources
+
+    known = {entry.name for entry in catalogue.load()}
+    return next((one for one in names if one in known or sources.is_source(one) or request.is_buildable(one)), None)
 
 
 def _parse(app: App, name: str, options: dict[str, object]) -> Request:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hvctl.cli.app import App, Group, confirm, output_options, yes_option
+from hvctl.cli.completion import DISK, INSTANCE
 from hvctl.cli.parameters import LIMIT, SIZE
 from hvctl.errors import UsageError
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Instance, Throttle, VolumeFormat
@@ -27,7 +28,7 @@ def disk() -> None:
 
 
 @disk.command("list")
-@click.argument("names", metavar="[INSTANCE...]", nargs=-1)
+@click.argument("names", metavar="[INSTANCE...]", type=INSTANCE, nargs=-1)
 @click.option("--unattached", is_flag=True, help="Volumes that no instance has.")
 @output_options
 def list_(app: App, names: tuple[str, ...], unattached: bool) -> None:
@@ -55,7 +56,7 @@ def list_(app: App, names: tuple[str, ...], unattached: bool) -> None:
 
 
 @disk.command()
-@click.argument("instance")
+@click.argument("instance", type=INSTANCE)
 @click.argument("name")
 @click.option(
     "--size", type=SIZE, help="Make a volume of this size: 512M, 20G. A container's may be without: a directory."
@@ -90,8 +91,8 @@ def add(app: App, instance: str, name: str, volume: str, **options: Any) -> None
 
 
 @disk.command()
-@click.argument("instance")
-@click.argument("name")
+@click.argument("instance", type=INSTANCE)
+@click.argument("name", type=DISK)
 @click.option("--keep", is_flag=True, help="Keep the volume, for another instance.")
 @click.option("--force", is_flag=True, help="Also when the guest has it mounted: what is not written yet is lost.")
 @yes_option
@@ -116,8 +117,8 @@ def remove(app: App, instance: str, name: str, keep: bool, force: bool, yes: boo
 
 
 @disk.command()
-@click.argument("instance")
-@click.argument("name")
+@click.argument("instance", type=INSTANCE)
+@click.argument("name", type=DISK)
 @click.argument("size", type=LIMIT)
 @output_options
 def resize(app: App, instance: str, name: str, size: int) -> None:
@@ -149,8 +150,8 @@ def resize(app: App, instance: str, name: str, size: int) -> None:
 
 
 @disk.command("set")
-@click.argument("instance")
-@click.argument("name")
+@click.argument("instance", type=INSTANCE)
+@click.argument("name", type=DISK)
 @click.option("--iops", type=click.IntRange(0), default=0, help="At most so many operations a second; 0: no limit.")
 @click.option("--rate", type=SIZE, default=0, help="At most so many bytes a second: 50M; without: no limit.")
 @output_options
@@ -170,9 +171,9 @@ def set_(app: App, instance: str, name: str, iops: int, rate: int) -> None:
 
 
 @disk.command()
-@click.argument("instance")
-@click.argument("name")
-@click.argument("to")
+@click.argument("instance", type=INSTANCE)
+@click.argument("name", type=DISK)
+@click.argument("to", type=INSTANCE)
 @click.option("--as", "new_name", default="", help="What it is called there (default: the same).")
 @click.option("--target", default="", help="Where a container sees it (default: where one saw it, or /srv/NAME).")
 @click.option("--trust", is_flag=True, help="Let the host's kernel mount, for a container, what a VM has written.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import click
 
-from hvctl.cli.app import App, failure_options, output_options
+from hvctl.cli.app import App, failure_options
+from hvctl.cli.completion import INSTANCE
 from hvctl.errors import UsageError
 
 _PASS_ON = {"allow_interspersed_args": False}
@@ -14,7 +16,7 @@ _PASS_ON = {"allow_interspersed_args": False}
 
 
 @click.command(context_settings=_PASS_ON)
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--user", "-u", default="", help="Log in as this user (default: the image's).")
 @click.option(
@@ -28,6 +30,11 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 
     Example: hvctl ssh web -- 'uname -a; uptime'
     """
+    if "@" in name:
+        user, _at, name = name.rpartition("@")
+        raise UsageError(
+            "the user is an option, as the name comes alone", hint=f"hvctl ssh -u {shlex.quote(user)} {name}"
+        )
     from hvctl.access import ssh as client
     from hvctl.instances import query
 
@@ -37,7 +44,7 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
 
 
 @click.command("exec", context_settings=_PASS_ON)
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--tty/--no-tty",
@@ -45,8 +52,9 @@ def ssh(app: App, name: str, command: tuple[str, ...], user: str, tty: bool | No
     default=None,
     help="With or without a terminal (default: with, in a container, when interactive).",
 )
+@click.option("--interactive", "-i", is_flag=True, hidden=True)  # docker's habit; stdin is always passed on
 @failure_options
-def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> int:
+def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None, interactive: bool) -> int:
     """Run a command as root without the network; exits with the command's own code, 255 is hvctl's own failure.
 
     The words are passed on as they are, never through a shell. Without any it is root's shell, which in a VM takes its
@@ -60,9 +68,9 @@ def exec_(app: App, name: str, command: tuple[str, ...], tty: bool | None) -> in
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.option("--force", is_flag=True, help="Take the console over from another session.")
-@output_options
+@failure_options
 def console(app: App, name: str, force: bool) -> None:
     """Attach to the serial console; ^] leaves.
 
@@ -70,8 +78,6 @@ def console(app: App, name: str, force: bool) -> None:
     """
     from hvctl.instances import enter
 
-    if app.is_json:
-        raise UsageError("console has no JSON", hint=f"hvctl logs {name} --json")
     if sys.stdin.isatty():
         click.echo(f"console of {name}: ^] leaves, Enter shows a prompt", err=True)
     was_left = enter.console(app.host, name, force=force)

@@ -11,6 +11,7 @@ import click
 
 from hvctl.cli import imagemake
 from hvctl.cli.app import App, Group, confirm, output_options, yes_option
+from hvctl.cli.completion import CATALOGUE, IMAGE
 from hvctl.cli.imageview import as_json, as_pairs, as_row
 from hvctl.errors import UsageError
 from hvctl.model import Firmware
@@ -35,7 +36,7 @@ image.add_command(imagemake.export)
 
 
 @image.command()
-@click.argument("source")
+@click.argument("source", type=CATALOGUE)
 @click.option("--name", default="", help="What it is called here (default: from the source).")
 @click.option("--sha256", default="", metavar="HEX", help="What must have come, instead of what the publisher says.")
 @click.option("--user", default="", help="Who logs in (default: what the catalogue says, or root).")
@@ -155,7 +156,7 @@ def list_(app: App) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", type=IMAGE)
 @output_options
 def show(app: App, name: str) -> None:
     """Show everything about one image.
@@ -169,7 +170,7 @@ def show(app: App, name: str) -> None:
 
 
 @image.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", type=IMAGE, nargs=-1, required=True)
 @yes_option
 @output_options
 def delete(app: App, names: tuple[str, ...], yes: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.completion import IMAGE, INSTANCE
 from hvctl.cli.imageview import as_json
 from hvctl.cli.parameters import SIZE
 from hvctl.errors import UsageError
@@ -65,7 +66,7 @@ def build(app: App, what: str, file: str, name: str, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("instance")
+@click.argument("instance", type=INSTANCE)
 @click.option("--name", required=True, help="What the image is called.")
 @click.option("--keep-identity", is_flag=True, help="Leave host keys, machine id, host name, logs and the like in it.")
 @output_options
@@ -93,7 +94,7 @@ def publish(app: App, instance: str, name: str, keep_identity: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=IMAGE)
 @click.argument("file", metavar="FILE|-")
 @click.option("--full", is_flag=True, help="With disk and tree; else the half that the image came with.")
 @output_options

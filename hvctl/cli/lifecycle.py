@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from hvctl.cli.app import App, confirm, output_options
+from hvctl.cli.completion import INSTANCE
 from hvctl.events import Sink
 from hvctl.model import Instance, Wait
 
-_names = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+_names = click.argument("names", metavar="NAME...", type=INSTANCE, nargs=-1, required=True)
 _wait = click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
 _start_timeout = click.option(
     "--timeout", type=click.FloatRange(1), default=180, show_default=True, help="Seconds to wait."

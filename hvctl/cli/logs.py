@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+from pathlib import Path
 
 from hvctl.config import state_home
 
@@ -19,12 +20,11 @@ def start() -> None:
     root.setLevel(logging.DEBUG)
     root.propagate = False
     root.addHandler(logging.NullHandler())
-    folder = state_home()
+    path = _file()
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / "hvctl.log"
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists() and path.stat().st_size > _LIMIT_BYTES:
-            path.rename(folder / "hvctl.log.1")
+            path.rename(path.with_name("hvctl.log.1"))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         handler = logging.StreamHandler(os.fdopen(descriptor, "a", encoding="utf-8", errors="replace"))
         handler.setFormatter(logging.Formatter(_FORMAT))
@@ -36,3 +36,14 @@ def show_on_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(relativeCreated)6d ms %(message)s"))
     logging.getLogger("hvctl").addHandler(handler)
+
+
+def note(error: Exception) -> str:
+    """Log where a failure that nobody expected came from; what to do about it."""
+    logging.getLogger("hvctl").error("internal error", exc_info=error)
+    path = _file()
+    return f"report it, with {path}" if os.access(path, os.W_OK) else "report it, with what -v shows"
+
+
+def _file() -> Path:
+    return state_home() / "hvctl.log"

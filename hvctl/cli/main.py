@@ -7,15 +7,16 @@ import gc
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from hvctl import __version__
 from hvctl.cli.app import App, Group
-from hvctl.errors import HostError, HvctlError, Interrupted, UsageError
+from hvctl.errors import HostError, HvctlError, InternalError, Interrupted, UsageError
 from hvctl.hostside import keyring
 
 # Command -> (module:attribute, what `hvctl --help` says). A module is imported only when its command is used.
@@ -116,7 +117,7 @@ def run_command(app: App, arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end like Ctrl-C: undo, then exit
     logs.start()
     try:
-        code = hvctl.main(args=arguments, prog_name="hvctl", standalone_mode=False, obj=app)
+        code = _invoke(app, arguments)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except HvctlError as error:
@@ -129,18 +130,64 @@ def run_command(app: App, arguments: list[str]) -> int:
         told = _usage_error(error)
         app.print_error(told)
         return _code(told, arguments)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error, KeyboardInterrupt) and sys.stderr.isatty():
+            click.echo(err=True)  # the terminal has shown ^C
         app.print_error(Interrupted("interrupted"))
         return Interrupted.code
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        return 0
     except OSError as error:
-        app.print_error(HostError(f"{error.filename or 'hvctl'}: {error.strerror or error}", hint="hvctl host doctor"))
-        return HostError.code
+        failure = _host_error(error)
+        if failure is None:
+            return 0
+        app.print_error(failure)
+        return _code(failure, arguments)
+    except Exception as error:  # noqa: BLE001  a bug: the last resort
+        bug = InternalError(
+            f"internal error: {type(error).__name__}: {' '.join(str(error).split())}", hint=logs.note(error)
+        )
+        app.print_error(bug)
+        return _code(bug, arguments)
     finally:
         app.close()
+
+
+def _invoke(app: App, arguments: list[str]) -> object:
+    """As click's `main`, which would make an exit code of a broken pipe; completion is done there alone."""
+    if "_HVCTL_COMPLETE" in os.environ:
+        try:
+            return hvctl.main(args=arguments, prog_name="hvctl")
+        except SystemExit as done:
+            return done.code
+    with hvctl.make_context("hvctl", list(arguments), obj=app) as context:
+        return hvctl.invoke(context)
+
+
+def _host_error(error: OSError) -> HostError | None:
+    """What the system refused. None: to write to stdout, because nobody reads it any more, which is no failure."""
+    reason = error.strerror or str(error)
+    if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+        return None
+    if error.filename is None and _raised_in(error).startswith(("click.", "rich.", "hvctl.cli.")):
+        return HostError(f"the output could not be written: {reason}", hint="write it to another place")
+    return HostError(f"{error.filename}: {reason}" if error.filename else reason, hint="hvctl host doctor")
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a pipe or socket has no reader any more (poll(2))."""
+    poll = select.poll()
+    try:
+        poll.register(stream, 0)
+    except (OSError, ValueError):  # it is closed, or no file at all
+        return False
+    return bool(poll.poll(0))
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose call to the system failed."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return str(last.tb_frame.f_globals.get("__name__")) if last else ""
 
 
 def _code(error: HvctlError, arguments: list[str]) -> int:
@@ -155,5 +202,9 @@ def _code(error: HvctlError, arguments: list[str]) -> int:
 def _usage_error(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "hvctl"
+    if isinstance(error, click.NoSuchOption):
+        from hvctl.cli.options import find_advice
+
+        return UsageError(f"No such option {error.option_name!r}", hint=find_advice(error))
     message = " ".join(error.format_message().split())  # click lists choices below each other
     return UsageError(message.rstrip("."), hint=getattr(error, "hint", f"{path} --help"))

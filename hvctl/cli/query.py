@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hvctl.cli.app import App, output_options
+from hvctl.cli.completion import INSTANCE
 from hvctl.cli.plain import plain
 from hvctl.cli.present import LIST_COLUMNS, as_json, as_pairs, as_row
 
@@ -33,7 +34,7 @@ def list_(app: App) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.option("--xml", is_flag=True, help="Print libvirt's definition instead.")
 @output_options
 def show(app: App, name: str, xml: bool) -> None:
@@ -45,7 +46,8 @@ def show(app: App, name: str, xml: bool) -> None:
 
     instance = query.get(app.host, name)
     if xml:
-        click.echo(query.get_xml(app.host, instance), nl=False)
+        text = query.get_xml(app.host, instance)
+        app.print_result({"name": name, "xml": text}, lambda: click.echo(text, nl=False))
         return
 
     exit_code = query.find_exit_code(app.host, instance)
@@ -59,7 +61,7 @@ def show(app: App, name: str, xml: bool) -> None:
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", type=INSTANCE, nargs=-1, required=True)
 @output_options
 def usage(app: App, names: tuple[str, ...]) -> None:
     """Show what instances take of the host now: memory, and disk beyond their shared image.
@@ -92,7 +94,7 @@ def usage(app: App, names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.option("--lines", "-n", type=click.IntRange(1), default=None, help="Only the last ones.")
 @output_options
 def logs(app: App, name: str, lines: int | None) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hvctl.cli.app import App, output_options
+from hvctl.cli.app import App, failure_options
+from hvctl.cli.completion import IMAGE
 from hvctl.cli.create import parse_wishes
 from hvctl.cli.parameters import MOUNT, SIZE, VARIABLE
-from hvctl.errors import UsageError
 from hvctl.events import Event, Note
 from hvctl.model import AccelChoice, Mode, Spec
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.argument("image")
+@click.argument("image", type=IMAGE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--container/--vm", "as_container", default=None, help="Which (default: an application: a container).")
 @click.option("--name", default="", help="The instance's name (default: one that is free).")
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--interactive", "-i", is_flag=True, hidden=True)  # docker's habit; stdin is always passed on
 @click.option("--insecure", is_flag=True, help="Pull without checking the server's certificate.")
-@output_options
+@failure_options
 def run(app: App, image: str, command: tuple[str, ...], **options: object) -> int:
     """Run a command in an instance of its own, and delete that when it has ended; exits with the command's own code.
 
@@ -52,8 +52,6 @@ def run(app: App, image: str, command: tuple[str, ...], **options: object) -> in
     from hvctl import run as flow  # beside it
     from hvctl.instances.create import Request
 
-    if app.is_json:
-        raise UsageError("run has no JSON: its output is the command's", hint="leave --json away")
     app.host.require_root("run")
     found = _get_image(app, image, is_insecure=bool(options["insecure"]))
     is_application = flow.is_application(found)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvctl.cli.app import App, Group, confirm, output_options, yes_option
+from hvctl.cli.completion import INSTANCE, SNAPSHOT
 from hvctl.cli.present import format_age
 from hvctl.model import Wait
 from hvctl.units import format_size
@@ -25,7 +26,7 @@ def snapshot() -> None:
 
 
 @snapshot.command()
-@click.argument("name")
+@click.argument("name", type=INSTANCE)
 @click.argument("snap", required=False, default="")
 @click.option("--comment", default="", help="A line to remember it by.")
 @click.option("--memory", is_flag=True, help="Keep a running VM's memory, too: a revert goes on in that moment.")
@@ -48,7 +49,7 @@ def take(app: App, name: str, snap: str, comment: str, memory: bool) -> None:
 
 
 @snapshot.command("list")
-@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.argument("names", metavar="[NAME...]", type=INSTANCE, nargs=-1)
 @output_options
 def list_(app: App, names: tuple[str, ...]) -> None:
     """List snapshots, each under the one that it came from; `*` marks where the instance is now.
@@ -69,8 +70,8 @@ def list_(app: App, names: tuple[str, ...]) -> None:
 
 
 @snapshot.command()
-@click.argument("name")
-@click.argument("snap")
+@click.argument("name", type=INSTANCE)
+@click.argument("snap", type=SNAPSHOT)
 @output_options
 def show(app: App, name: str, snap: str) -> None:
     """Show everything about one snapshot.
@@ -89,8 +90,8 @@ def show(app: App, name: str, snap: str) -> None:
 
 
 @snapshot.command()
-@click.argument("name")
-@click.argument("snap")
+@click.argument("name", type=INSTANCE)
+@click.argument("snap", type=SNAPSHOT)
 @click.option("--force", is_flag=True, help="End it if it runs, like pulling the plug, and start it again afterwards.")
 @click.option("--wait", type=click.Choice([wait.value for wait in Wait]), default="ssh", show_default=True)
 @yes_option
@@ -116,8 +117,8 @@ def revert(app: App, name: str, snap: str, force: bool, wait: str, yes: bool) ->
 
 
 @snapshot.command()
-@click.argument("name")
-@click.argument("snaps", metavar="SNAP...", nargs=-1, required=True)
+@click.argument("name", type=INSTANCE)
+@click.argument("snaps", metavar="SNAP...", type=SNAPSHOT, nargs=-1, required=True)
 @yes_option
 @output_options
 def delete(app: App, name: str, snaps: tuple[str, ...], yes: bool) -> None:
@@ -140,9 +141,9 @@ def delete(app: App, name: str, snaps: tuple[str, ...], yes: bool) -> None:
 
 
 @snapshot.command()
-@click.argument("name")
-@click.argument("old", metavar="SNAP")
-@click.argument("new", metavar="[SNAP]", required=False, default="")
+@click.argument("name", type=INSTANCE)
+@click.argument("old", metavar="SNAP", type=SNAPSHOT)
+@click.argument("new", metavar="[SNAP]", type=SNAPSHOT, required=False, default="")
 @output_options
 def diff(app: App, name: str, old: str, new: str) -> None:
     """Show which files changed between two snapshots, or since one (while it is off).

@@ -5,12 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+CUTOFF = 0.75
+"""How alike (difflib) what was typed and what there is are, for a guess."""
+
+PORTS = "ports are not published, it has an address of its own: hvctl list; from elsewhere: ssh -L 8080:ADDRESS:80 HOST"
+
 # From docker and podman, incus and lxc, multipass, vagrant, virsh, qm and pct, kcli. Below a group's path: word -> ours.
 MEANT: dict[str, dict[str, str]] = {
     "hvctl": {
-        **dict.fromkeys(("ls", "ps", "status", "vms"), "list"),
-        **dict.fromkeys(("info", "inspect", "dominfo", "describe"), "show"),
+        **dict.fromkeys(("ls", "ps", "status", "vms", "ip", "domifaddr"), "list"),
+        **dict.fromkeys(("info", "inspect", "dominfo", "domstate", "describe"), "show"),
+        "dumpxml": "show --xml",
         **dict.fromkeys(("launch", "new", "init", "up"), "create"),
+        "define": "create --template",
         **dict.fromkeys(("rm", "undefine", "remove", "purge"), "delete"),
         **dict.fromkeys(("halt", "shutdown", "poweroff", "down"), "stop"),
         "kill": "stop --force",
@@ -19,23 +26,34 @@ MEANT: dict[str, dict[str, str]] = {
         "autostart": "set --autostart",
         "reset": "restart --force",
         "reboot": "restart",
+        "wait": "start --wait",
         **dict.fromkeys(("suspend", "freeze"), "pause"),
         **dict.fromkeys(("unpause", "unfreeze", "unsuspend"), "resume"),
         **dict.fromkeys(("shell", "login"), "ssh"),
         "enter": "exec",
-        **dict.fromkeys(("attach", "terminal"), "console"),
+        **dict.fromkeys(("attach", "terminal", "vnc", "vncdisplay", "viewer"), "console"),
         **dict.fromkeys(("log", "dmesg"), "logs"),
-        **dict.fromkeys(("mv", "domrename"), "rename"),
+        **dict.fromkeys(("mv", "move", "domrename"), "rename"),
         **dict.fromkeys(("cp", "clone"), "copy"),
         **dict.fromkeys(("config", "edit", "update", "modify", "setvcpus", "setmem"), "set"),
         **dict.fromkeys(("top", "stats", "df", "du"), "usage"),
+        "resize": "disk resize, or: hvctl set",
         **dict.fromkeys(("images", "find"), "image list"),
+        "search": "image catalogue",
+        **dict.fromkeys(("push", "save"), "image export"),
+        "load": "image import",
+        "commit": "image publish",
         **{word: f"image {word}" for word in ("build", "export", "import", "prune", "publish", "pull")},
         "rmi": "image delete",
+        **dict.fromkeys(("profile", "profiles"), "template"),
         **dict.fromkeys(("volume", "storage", "disks"), "disk"),
         **dict.fromkeys(("snapshots", "snap", "checkpoint"), "snapshot"),
         "restore": "snapshot revert, or: hvctl backup restore",
-        **dict.fromkeys(("rollback", "revert"), "snapshot revert"),
+        **dict.fromkeys(("rollback", "revert", "snapshot-revert"), "snapshot revert"),
+        **dict.fromkeys(("snapshot-create", "snapshot-create-as"), "snapshot take"),
+        **{f"snapshot-{word}": f"snapshot {word}" for word in ("list", "delete")},
+        "diff": "snapshot diff",
+        **dict.fromkeys(("managedsave", "hibernate"), "snapshot take --memory"),
         **dict.fromkeys(("vzdump", "dump"), "backup create"),
         "setup": "host setup",
         **dict.fromkeys(("doctor", "check"), "host doctor"),
@@ -76,9 +94,36 @@ MEANT: dict[str, dict[str, str]] = {
 }
 
 
+_FILES = "hvctl exec NAME -- tee PATH < FILE > /dev/null, hvctl exec NAME -- cat PATH > FILE; for good: create --mount SRC:DST"
+
+# What there is no command for. Below a group's path: word -> what to do instead.
+NOT_HERE: dict[str, dict[str, str]] = {
+    "hvctl": {
+        "help": "hvctl --help; of one command: hvctl create --help",
+        "version": "hvctl --version",
+        **dict.fromkeys(("remote", "cluster", "connect"), "it works on this host; on another: ssh HOST hvctl ..."),
+        "migrate": "hvctl backup create, and on the other host hvctl backup restore",
+        **dict.fromkeys(("port", "ports", "publish-port", "forward"), PORTS),
+        **dict.fromkeys(("network", "networks", "net", "net-list"), "there is one network, made by hvctl host setup"),
+        **dict.fromkeys(("file", "files", "transfer", "scp", "sftp", "rsync"), _FILES),
+        "mount": "hvctl create NAME --container --mount SRC:DST; of one that is there: hvctl disk add",
+        "tag": "an image gets its name when it comes: hvctl image import --name, or hvctl image publish --name",
+        **dict.fromkeys(
+            ("cloud-init", "provision"), "hvctl create --user-data FILE; hvctl exec NAME -- cloud-init status --wait"
+        ),
+    },
+    "hvctl image": {
+        "tag": "an image gets its name when it comes: hvctl image import --name, or hvctl image publish --name",
+        "history": "hvctl image show",
+    },
+}
+
+
 def find_meant(path: str, word: str, commands: Sequence[str]) -> str:
     """What to type instead of `word`, which is no command of the group `path`; its help where nobody can tell."""
     if ours := MEANT.get(path, {}).get(word):
         return f"hvctl {ours}"
-    close = difflib.get_close_matches(word, commands, n=1)
+    if advice := NOT_HERE.get(path, {}).get(word):
+        return advice
+    close = difflib.get_close_matches(word, commands, n=1, cutoff=CUTOFF)
     return f"{path} {close[0]}" if close else f"{path} --help"

@@ -27,8 +27,10 @@ PARTS: tuple[Part, ...] = (
 def setup(host: Host, *, dry_run: bool = False, events: Sink = ignore) -> tuple[Change, ...]:
     """Make everything that is missing; gives each change, in order, empty when there was none.
 
-    Raises HostError when something cannot be made; what was made until then stays, and the next run goes on.
+    Raises HostError when something cannot be made; what was made until then stays, and the next run goes on. Only root
+    sees what is missing, so a dry run is root's, too.
     """
+    _require_root("setting up the host", "hvctl host setup", dry_run)
     return _walk(host, [(part.name, part.missing) for part in PARTS], dry_run, events)
 
 
@@ -37,6 +39,7 @@ def teardown(host: Host, *, dry_run: bool = False, events: Sink = ignore) -> tup
 
     Raises WrongState while there are instances: they need the network and the store.
     """
+    _require_root("taking back what setup made", "hvctl host teardown", dry_run)
     instances = _list_instances(host)
     if instances:
         raise WrongState(
@@ -47,8 +50,6 @@ def teardown(host: Host, *, dry_run: bool = False, events: Sink = ignore) -> tup
 
 
 def _walk(host: Host, parts: list[tuple[str, Part.Finder]], dry_run: bool, events: Sink) -> tuple[Change, ...]:
-    if not dry_run:
-        _require_root()
     done = []
     for _name, find in parts:
         for change in find(host):
@@ -66,8 +67,9 @@ def _list_instances(host: Host) -> list[str]:
     return host.shell.call(files.list_names, host.store.instances)
 
 
-def _require_root() -> None:
+def _require_root(action: str, command: str, dry_run: bool) -> None:
     import os
 
     if os.geteuid() != 0:
-        raise HostError("setting up the host needs root", hint="see what it would do: hvctl host setup --dry-run")
+        words = f"{command} --dry-run" if dry_run else command
+        raise HostError(f"{action} needs root, and so does seeing what it would do", hint=f"sudo {words}")

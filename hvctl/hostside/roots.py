@@ -190,7 +190,10 @@ def _mount_root(root: Root) -> None:
 
 def _mount_share(root: Root, share: Share, target: Path) -> None:
     if not share.source.is_dir():
-        raise OSError(f"the directory {str(share.source)!r} that it shares is not there; next: mkdir {share.source}")
+        import shlex  # here: no start waits for it
+
+        source = str(share.source)
+        raise OSError(f"the directory {source!r} that it shares is not there; next: mkdir {shlex.quote(source)}")
     files.make_directory(target.parent, 0o711)
     files.make_directory(target, 0o711)
     try:

@@ -57,7 +57,7 @@ def rename(host: Host, old: str, new: str, events: Sink = ignore) -> Instance:
             return renamed
         instance = get_settled(host, old)
         if instance.state not in (State.STOPPED, State.CRASHED):
-            raise WrongState(f"cannot rename {old!r}: it is {instance.state}", hint=f"hvctl stop {old}")
+            raise WrongState(f"cannot rename {old!r}: it is {instance.state}", hint=effects.how_to_stop(instance))
         if instance.record.spec.is_ephemeral:
             raise WrongState(f"{old!r} belongs to a `run` and goes with it", hint="to keep one: hvctl create")
         if _is_taken(host, new):

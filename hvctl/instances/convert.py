@@ -16,7 +16,7 @@ from hvctl.backends import Backend, Secrets, get_backend
 from hvctl.errors import AlreadyExists, GuestFailed, HvctlError, InvalidSpec, TimedOut, Unsupported, WrongState
 from hvctl.events import Note, Sink, ignore
 from hvctl.host import Host
-from hvctl.instances import converteffects, create, layers, lifecycle, query, snapshots, wait
+from hvctl.instances import converteffects, create, effects, layers, lifecycle, query, snapshots, wait
 from hvctl.instances.claim import claim_existing, define_stub
 from hvctl.instances.recovery import get_settled
 from hvctl.instances.verbs import CONVERT
@@ -113,7 +113,9 @@ def convert(host: Host, request: Request, events: Sink = ignore) -> Outcome:
 
 
 def _check_kind(record: Record) -> None:
-    query.check_is_system(record, hint=f"make another: hvctl create NAME --image {record.spec.image}")
+    query.check_is_system(
+        record, hint=f"make another: hvctl create NAME --image {record.spec.image} --vm, or --container"
+    )
     if record.spec.is_ephemeral:
         raise WrongState(f"{record.name!r} belongs to a `run` and goes with it", hint="to keep one: hvctl create")
     if not record.network:
@@ -135,7 +137,7 @@ def _make_plan(host: Host, request: Request, instance: Instance, events: Sink) -
     record, backend = instance.record, get_backend(request.mode)
     _check_kind(record)
     if instance.state not in (State.RUNNING, *_OFF):
-        raise WrongState(f"cannot convert {record.name!r}: it is {instance.state}", hint=f"hvctl stop {record.name}")
+        raise WrongState(f"cannot convert {record.name!r}: it is {instance.state}", hint=effects.how_to_stop(instance))
     if domains.find(host.connection(request.mode), record.name) is not None:
         raise AlreadyExists(
             f"there is {backend.noun} {record.name!r} already, beside this one",

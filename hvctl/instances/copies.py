@@ -71,7 +71,7 @@ def copy(host: Host, request: Request, events: Sink = ignore) -> Instance:
     if request.name == request.source:
         raise UsageError(f"{request.source!r} cannot be copied onto itself", hint="choose another name")
     origin = query.get(host, request.source).record
-    query.check_is_system(origin, hint=f"make another: hvctl create {request.name} --image {origin.spec.image}")
+    query.check_is_system(origin, hint=_how_to_make(request.name, origin))
     with host.lock(request.source, timeout_s=_SOURCE_TIMEOUT_S), host.lock(request.name):
         if not _adopt(host, request.name):
             with _snapshot_of(host, request, events) as (source, snapshot):
@@ -79,6 +79,10 @@ def copy(host: Host, request: Request, events: Sink = ignore) -> Instance:
     if request.start:
         lifecycle.start(host, request.name, goal=request.wait, timeout_s=request.timeout_s, events=events)
     return query.get(host, request.name)
+
+
+def _how_to_make(name: str, record: Record) -> str:
+    return f"make another: hvctl create {name} --image {record.spec.image} --{record.mode}"
 
 
 @contextlib.contextmanager

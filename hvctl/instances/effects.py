@@ -17,7 +17,7 @@ from hvctl.host import Host
 from hvctl.hostside import files, leases
 from hvctl.instances import layers
 from hvctl.libvirtapi import domains, networks
-from hvctl.model import Record
+from hvctl.model import Instance, Record, State
 from hvctl.operation import arguments_of
 
 
@@ -148,3 +148,9 @@ def boot_files(host: Host, record: Record) -> tuple[Path, Path]:
 def aside(path: Path) -> Path:
     """Where a newer one of these is put until it is whole."""
     return path.with_name(f"{path.name}.new")
+
+
+def how_to_stop(instance: Instance) -> str:
+    """The command that an instance which is not off is stopped by; a paused one cannot shut down."""
+    stop = f"hvctl stop {instance.name}"
+    return f"hvctl resume {instance.name}; {stop} (or {stop} --force)" if instance.state is State.PAUSED else stop

@@ -98,8 +98,8 @@ def diff(host: Host, name: str, old: str, new: str = "", events: Sink = ignore) 
             top = record.layers[-1]
         else:
             raise WrongState(
-                f"{name!r} is {instance.state}: its files change while they are looked at",
-                hint=f"hvctl snapshot take {name}, and compare with that",
+                f"{name!r} is {instance.state}, and what it is now can be looked at while it is off alone",
+                hint=f"hvctl snapshot take {name} now, then: hvctl snapshot diff {name} {old} now",
             )
         image = layers.image_of(host, record)
         return get_backend(record.mode).list_differences(host, record, image, (layer, top), events)
@@ -162,7 +162,7 @@ def revert(
         if instance.state not in _OFF and not (force and was_running):
             raise WrongState(
                 f"cannot revert {name!r}: it is {instance.state}",
-                hint=f"hvctl stop {name}, or end it here and now with --force",
+                hint=f"{effects.how_to_stop(instance)}; here and now: --force",
             )
         if is_live:
             wake.check(host, record, memory)
@@ -224,7 +224,9 @@ def _find_finished(was: Record, now: Record) -> Snapshot | None:
 def _check_state(host: Host, instance: Instance, request: Take) -> None:
     name, record = instance.name, instance.record
     if instance.state not in (*_OFF, *_ON):
-        raise WrongState(f"cannot take a snapshot of {name!r}: it is {instance.state}", hint=f"hvctl stop {name}")
+        raise WrongState(
+            f"cannot take a snapshot of {name!r}: it is {instance.state}", hint=effects.how_to_stop(instance)
+        )
     if not request.with_memory:
         return
     get_backend(record.mode).check_memory()

@@ -9,6 +9,7 @@ connection, or as soon as somebody waits for an event.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from hvctl.libvirtapi.faults import from_libvirt, in_words
 OPEN_TIMEOUT_S = 10
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_COUNT = 3
+_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock", "/run/libvirt/virtlxcd-sock")
 _LOOP_DELAY_S = 1
 """Keepalive needs no loop before; what is shorter is spared a thread that wakes up, and takes the interpreter's lock, at
 every message."""
@@ -126,4 +128,13 @@ def _open_guarded(uri: str, read_only: bool) -> libvirt.virConnect:
     error = from_libvirt(result, f"cannot reach libvirt at {uri}")
     if isinstance(error, HostError) and error.hint:
         raise error from result
-    raise HostError(error.message, hint="is it set up and running? hvctl host setup") from result
+    raise HostError(error.message, hint=_hint_unreached(uri)) from result
+
+
+def _hint_unreached(uri: str) -> str:
+    """What may help: where it is there, root is answered. Without polkit libvirt turns others away in words about a bus."""
+    if os.geteuid() == 0:
+        return "is it set up and running? hvctl host setup"
+    if ":///" in uri and any(os.path.exists(path) for path in _SOCKETS):
+        return "run it as root, or join the group 'libvirt' and log in again"
+    return "is it set up and running? as root: hvctl host setup"

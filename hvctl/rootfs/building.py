@@ -64,14 +64,14 @@ class Building:
         """
         call = self.host.shell.call
         if image.id:
-            published.give_name(self.host, image)
+            self._tell_of_other(published.give_name(self.host, image), image)
             self._tell_of_twins(image)
             return image
         sealed = manifest.seal(image)
         call(files.write_file, self.image / "manifest.json", manifest.format_manifest(sealed), 0o444)
         self.tell("publishing", 98)
         call(files.set_mode, self.image, 0o711)
-        published.publish(self.host, self.image, sealed)
+        self._tell_of_other(published.publish(self.host, self.image, sealed), sealed)
         if self.spent:
             from hvctl.hostside import download  # brings TLS along, which few commands need
 
@@ -80,6 +80,11 @@ class Building:
         self._tell_of_twins(sealed)
         self.tell("done", 100)
         return sealed
+
+    def _tell_of_other(self, was: str, image: Image) -> None:
+        """The name meant another image, which stays without it as long as an instance stands on that."""
+        if was:
+            self.events(Note(self.name, f"was {was[:12]}, is now {image.id[:12]}; instances keep what they stand on"))
 
     def _tell_of_twins(self, image: Image) -> None:
         """The same content is in the store once, whatever it is called."""

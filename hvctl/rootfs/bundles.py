@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,7 +122,9 @@ def _check_target(host: Host, target: Path) -> None:
     if host.shell.call(files.exists, target):
         raise AlreadyExists(f"there is already a {str(target)!r}", hint="choose another name, or remove it")
     if not host.shell.call(files.is_directory, target.parent):
-        raise HostError(f"there is no directory {str(target.parent)!r}", hint=f"mkdir -p {target.parent}")
+        raise HostError(
+            f"there is no directory {str(target.parent)!r}", hint=f"mkdir -p {shlex.quote(str(target.parent))}"
+        )
 
 
 def _estimate(host: Host, image: Image) -> int:

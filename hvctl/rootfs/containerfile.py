@@ -201,7 +201,7 @@ def _run(work: Building, lines: list[str], *, has_network: bool) -> None:
             hint = "free some space: hvctl image list; hvctl gc"
         elif "buildah: not found" in done.stderr:
             hint = "install it: apt-get install buildah"
-        elif not has_network:
+        elif not has_network and (match := _STEP.match(step)) and match[3].startswith("RUN"):
             hint = "does it want the network? hvctl image build --network host ...; see all of it with -v"
         raise CommandFailed(
             f"building {work.name!r} failed at {step[:200]!r}: {_shorten('; '.join(lines[-3:]))}",

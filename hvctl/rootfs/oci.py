@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ def _failure(host: Host, source: str, status: int, stderr: str) -> HvctlError:
     for words, kind, hint in _FAILURES:
         if words in said:
             return kind(message, hint=hint)
-    return CommandFailed(message, hint=f"the same with -v, or: skopeo inspect {source}", status=status, stderr=stderr)
+    hint = f"the same with -v, or: skopeo inspect {shlex.quote(source)}"
+    return CommandFailed(message, hint=hint, status=status, stderr=stderr)
 
 
 def _name_tags(host: Host, source: str) -> str:

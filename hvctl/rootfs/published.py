@@ -109,16 +109,16 @@ def changing(host: Host) -> Iterator[None]:
         yield
 
 
-def publish(host: Host, aside: Path, image: Image) -> None:
+def publish(host: Host, aside: Path, image: Image) -> str:
     """Give a finished directory its place and the image its name; the same content is there once.
 
-    The directory is not left behind, unless the content was there already.
+    The directory is not left behind, unless the content was there already. Gives what `give_name` does.
     """
     call, final = host.shell.call, host.store.image(image.id)
     with changing(host):
         if not call(files.exists, final):
             call(files.publish, aside, final)
-        call(files.write_file, host.store.tags / check_tag(image.name), f"{image.id}\n".encode(), 0o644)
+        return _write_name(host, image)
 
 
 def place(host: Host, aside: Path, image: Image) -> None:
@@ -128,13 +128,23 @@ def place(host: Host, aside: Path, image: Image) -> None:
             host.shell.call(files.publish, aside, host.store.image(image.id))
 
 
-def give_name(host: Host, image: Image) -> None:
-    """Give one more name to an image that is in the store. Raises NotFound when it has gone meanwhile."""
+def give_name(host: Host, image: Image) -> str:
+    """Give one more name to an image that is in the store; the identifier of another that had it, or an empty string.
+
+    Raises NotFound when the image has gone meanwhile.
+    """
     with changing(host):
         if not host.shell.call(files.exists, host.store.image(image.id)):
             raise NotFound(f"image {image.id[:12]} was removed meanwhile", hint="try again")
-        tag = host.store.tags / check_tag(image.name)
-        host.shell.call(files.write_file, tag, f"{image.id}\n".encode(), 0o644)
+        return _write_name(host, image)
+
+
+def _write_name(host: Host, image: Image) -> str:
+    was = None
+    with contextlib.suppress(HostError):  # a damaged one is written anew
+        was = find_id(host, image.name)
+    host.shell.call(files.write_file, host.store.tags / check_tag(image.name), f"{image.id}\n".encode(), 0o644)
+    return was if was and was != image.id else ""
 
 
 def list_names(host: Host, image_id: str) -> tuple[str, ...]:
