@@ -21,6 +21,7 @@ from hvctl.instances.examples import make_record
 from hvctl.libvirtapi import domains
 from hvctl.model import Mode, Mount, Provision, Snapshot, Spec
 from tests import stores
+from tests.test_manifest import IMAGE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="what changes the store needs root")
 
@@ -96,7 +97,7 @@ def test_a_place_that_is_proposed_for_a_directory_may_be_given(
     mounts = (Mount(source=source, target=target, is_read_only=False, uid=0, gid=0),)
     spec = Spec(name="web", mode=Mode.CONTAINER, image="tiny", cpus=1, memory_bytes=2**27, mounts=mounts)
     with pytest.raises(InvalidSpec, match=said) as caught:
-        get_backend(Mode.CONTAINER).check_mounts(bare, spec)
+        get_backend(Mode.CONTAINER).check_mounts(bare, spec, IMAGE)
     assert caught.value.hint.startswith(hint)
 
 

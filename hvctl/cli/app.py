@@ -86,7 +86,7 @@ class App:
 
     def print_table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table with a header; plain text in aligned columns when stdout is no terminal."""
-        lines = [[plain(str(cell)) for cell in row] for row in rows]
+        lines = [[click.unstyle(plain(str(cell))) for cell in row] for row in rows]
         if sys.stdout.isatty():
             from hvctl.cli import table
 
@@ -101,7 +101,7 @@ class App:
         shown = [(name, value) for name, value in pairs if value]
         width = max((len(name) for name, _value in shown), default=0)
         for name, value in shown:
-            click.echo(f"{click.style(name.ljust(width), bold=True)}  {plain(value)}")
+            click.echo(f"{click.style(name.ljust(width), bold=True)}  {click.unstyle(plain(value))}")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Sink]:
