@@ -19,7 +19,7 @@ from hvctl.host import Host
 from hvctl.hostside import enter, groups
 from hvctl.instances import create, lifecycle, query
 from hvctl.libvirtapi import domains, networks
-from hvctl.model import Instance, Mode, Spec, Wait
+from hvctl.model import Instance, Mode, Mount, Spec, Wait
 from hvctl.units import MIB
 from tests.cli import environment, run, wait_for
 
@@ -209,6 +209,40 @@ def test_names_that_are_no_text_are_nobodys_trouble(host: Host, settings: Config
     assert run(settings, "disk", "remove", "watched", "data", "--yes").status == 0
     assert run(settings, "stop", "watched", "--force").status == 0
     assert run(settings, "start", "watched").status == 0
+
+
+def test_no_link_leads_a_mount_out_of_it(host: Host, settings: Config, debian_image: str, tmp_path: Path) -> None:
+    """libvirt mounts by path while the host's root is still there: links that are in the way are put aside."""
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    shared = [tmp_path / name for name in ("outer", "shown", "hosts")]
+    for folder in shared:
+        folder.mkdir()
+        folder.chmod(0o777)
+    (shared[2] / "secret").touch()
+    mounts = tuple(
+        Mount(source=str(source), target=target, uid=0, gid=0)
+        for source, target in zip(shared, ("/srv/a", "/srv/b"), strict=False)
+    )
+    spec = Spec(name="linked", mode=Mode.CONTAINER, image=debian_image, memory_bytes=256 * MIB, mounts=mounts)
+    record = create.create(host, create.Request(spec=spec, wait=Wait.SSH)).record
+    own = host.store.instance(record.uuid)
+    # The first link leads the first mount over the source of the second, and the last one what is always there.
+    script = f"""
+    mkdir -p /srv/a{own}/mounts && ln -s /.oldroot{shared[2]} /srv/a{own}/mounts/1 || exit 1
+    umount /srv/a /etc/hvctl/identity && rmdir /srv/a && ln -s /.oldroot/ /srv/a || exit 1
+    rm -r /etc/hvctl && ln -s /.oldroot{shared[2]} /etc/hvctl; umount -l /sys; rmdir /sys; ln -s /etc /sys
+    """
+    assert run(settings, "exec", "linked", "--", "sh", "-c", script).status == 0
+    assert run(settings, "stop", "--force", "linked").status == 0
+    started = run(settings, "start", "linked")
+    assert started.status == 0, started
+    seen = run(settings, "exec", "linked", "--", "sh", "-c", "ls /srv/a /srv/b; ls -d /srv/*; ls /etc/hvctl /sys").out
+    assert "secret" not in seen
+    assert "/srv/a.aside" in seen
+    assert {"identity", "kernel"} <= set(seen.split())
+    assert [path.name for path in shared[2].iterdir()] == ["secret"]
+    lifecycle.delete(host, "linked")
 
 
 def test_directories_of_any_depth_are_cleared_away(host: Host, settings: Config, debian_image: str) -> None:

@@ -20,12 +20,12 @@ from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
 from hvctl.backends import processes, rootlimits
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.backends.containerdisks import ContainerDisks, check_place
+from hvctl.backends.containerdisks import ContainerDisks, check_apart, check_place
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, held, ids, inroot, roots, streams
+from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, held, ids, roots, streams, targets
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
@@ -122,7 +122,7 @@ class ContainerBackend(Backend):
         return self.layers.list_differences(host, record, tops)
 
     def check_mounts(self, host: Host, spec: Spec, image: Image) -> None:
-        targets = [mount.target for mount in spec.mounts]
+        places = [mount.target for mount in spec.mounts]
         for mount in spec.mounts:
             if not host.shell.call(files.is_directory, Path(mount.source)):
                 if host.shell.call(files.exists, Path(mount.source)):
@@ -143,12 +143,15 @@ class ContainerBackend(Backend):
                     f"{mount.target!r} is not the shortest way to that place",
                     hint=f"--mount {shlex.quote(f'{mount.source}:{plain}')}",
                 )
-            if targets.count(mount.target) > 1:
+            if places.count(mount.target) > 1:
                 raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")
-            if host.shell.call(inroot.is_no_directory, host.store.image_tree(image.id), mount.target):
+            check_apart(mount.target, places, "--mount /srv/data:/data")
+            if image.has_tree and (
+                obstacle := host.shell.call(targets.find_obstacle, host.store.image_tree(image.id), mount.target)
+            ):
                 raise InvalidSpec(
-                    f"{mount.target!r} is no directory in image {image.name!r}",
-                    hint=f"choose another place: --mount {mount.source}:/srv/data",
+                    f"{obstacle!r} is a file or a link in image {image.name!r}, and nothing is mounted over or through it",
+                    hint="choose another place, or the one that it leads to: --mount /srv/data:/data",
                 )
 
     @contextlib.contextmanager

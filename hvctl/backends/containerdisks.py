@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -16,14 +17,14 @@ from hvctl.backends.base import ENVIRONMENT
 from hvctl.backends.disks import DiskRequest, Disks
 from hvctl.errors import HostError, HvctlError, InvalidSpec, Unsupported, WrongState
 from hvctl.host import Host
-from hvctl.hostside import enter, files, loops, mounts, quotas, volumes
+from hvctl.hostside import enter, files, loops, mounts, quotas, targets, volumes
 from hvctl.libvirtapi import domains
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Record, Throttle, VolumeFormat
 
 _TOOL_TIMEOUT_S = 600
 _ANSWER_TIMEOUT_S = 10.0
 _TARGET = re.compile(r"/[A-Za-z0-9._/@+-]{1,255}", re.ASCII)
-_RESERVED = ("/dev", "/proc", "/sys", "/run", "/etc/hvctl")
+_RESERVED = ("/.oldroot", "/dev", "/proc", "/sys", "/run", "/etc/hvctl")
 """Places in a container where libvirt or the kernel puts something of its own."""
 _SYSTEM = frozenset(f"/{name}" for name in ("bin", "boot", "etc", "lib", "lib32", "lib64", "libx32", "sbin", "usr")) | {
     f"/usr/{name}" for name in ("bin", "lib", "lib32", "lib64", "libexec", "libx32", "sbin")
@@ -207,6 +208,15 @@ def check_free_target(target: str) -> str:
     return target
 
 
+def check_apart(target: str, others: Collection[str], example: str) -> None:
+    """Raise InvalidSpec for a place that lies in another, or that another lies in (`hostside/targets.py` says why not)."""
+    if outer := targets.find_outer(target, others):
+        raise InvalidSpec(
+            f"{target!r} and {outer!r} lie in each other, and who writes to one could lead the other elsewhere",
+            hint=f"places apart: {example}",
+        )
+
+
 def check_place(target: str, example: str) -> None:
     """Raise InvalidSpec for a place in a container that it needs itself. `example`: another, as the user would say it."""
     if target == "/" or any(PurePosixPath(target).is_relative_to(path) for path in _RESERVED):
@@ -223,6 +233,7 @@ def _check_target(record: Record, target: str) -> str:
     taken = {disk.target for disk in record.disks} | {mount.target for mount in record.spec.mounts}
     if target in taken:
         raise InvalidSpec(f"{record.name!r} has something else at {target!r}", hint="--target /srv/OTHER")
+    check_apart(target, taken, "--target /srv/OTHER")
     return target
 
 

@@ -69,7 +69,7 @@ def prepare(name: str, domain: Element, record: Element) -> None:
     with filters.admitting(guest) if guest else contextlib.nullcontext():
         if root is not None:
             confine.make_groups(name, root.uuid, find_limits(record))
-            roots.mount(root)
+            roots.mount(root, [target.get("dir", "") for target in domain.iterfind("./devices/filesystem/target")])
             files.remove(root.directory / "output" / "status")  # an application's last one
 
 

@@ -57,21 +57,6 @@ def find(tree: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def is_no_directory(tree: Path, name: str) -> bool:
-    """Whether there is something of this name, or on the way to it, that is no directory."""
-    root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = _open_in_root(root, name.lstrip("/"))
-    except OSError as error:
-        return error.errno != errno.ENOENT
-    finally:
-        os.close(root)
-    try:
-        return not stat.S_ISDIR(os.fstat(found).st_mode)
-    finally:
-        os.close(found)
-
-
 def list_names(tree: Path, name: str) -> list[str]:
     """The names in a directory of the tree, sorted; empty when it is not there."""
     root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -18,10 +18,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hvctl.hostside import files, ids, layers, mounts
+from hvctl.hostside import files, ids, layers, mounts, targets
 from hvctl.hostside.mounts import Extent
 from hvctl.store import Store
 
@@ -95,8 +95,10 @@ def _shown(below: Path, first_id: int) -> tuple[int, int]:
     return facts.st_uid - written_by + first_id, facts.st_gid - written_by + first_id
 
 
-def mount(root: Root) -> None:
+def mount(root: Root, mount_targets: Iterable[str] = ()) -> None:
     """Mount everything, in the mount namespace of this process; whatever an earlier start left there is taken away.
+
+    `mount_targets`: where in it libvirt will mount something, root and all.
 
     On failure nothing stays mounted.
     """
@@ -107,6 +109,7 @@ def mount(root: Root) -> None:
         quotas.limit(root.store.layer(root.layers[-1]), root.size_bytes)
     try:
         _mount_root(root)
+        targets.make_ready(root.directory / "root", root.first_id, mount_targets)
         for number, share in enumerate(root.shares):
             _mount_share(root, share, root.directory / "mounts" / str(number))
         if root.volumes:
