@@ -24,7 +24,7 @@ WIDE = (
 
 def lines(width: int, *rows: tuple[str, ...]) -> list[str]:
     out = io.StringIO()
-    table.write(Console(file=out, width=width), COLUMNS, rows)
+    table.write(Console(file=out, width=width, force_terminal=False), COLUMNS, rows)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
