@@ -293,13 +293,14 @@ def test_a_schedule_takes_what_is_due_and_never_deletes_what_somebody_named(
     assert run(settings, "set", name, "--keep", "yearly=1").status == 7
     first = run(settings, "snapshot", "tick").out
     assert first.startswith(f"{name}: snapshot auto-")
-    assert run(settings, "snapshot", "tick").out == ""
-    (ticked,) = schedule.tick(host, now=datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1))
+    ((_id, taken_at),) = schedule.list_automatic(query.get(host, name).record)
+    assert schedule.tick(host, now=taken_at) == (schedule.Ticked(name=name),)
+    (ticked,) = schedule.tick(host, now=taken_at + datetime.timedelta(hours=1))
     assert ticked.error is None
     assert ticked.expired == (first.split()[-1],)
     assert [item.name for item in query.get(host, name).record.snapshots] == ["mine", ticked.taken]
     assert run(settings, "set", name, "--keep", "none").status == 0
-    assert schedule.tick(host) == ()
+    assert run(settings, "snapshot", "tick").out == ""
 
 
 @pytest.fixture(scope="module")
