@@ -79,8 +79,8 @@ def call_here(*words: str) -> Ran:
     return Ran(status=status, out=out.getvalue(), err=err.getvalue())
 
 
-def wait_for(condition: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
     """Return when it holds; after half a minute the assertion behind it shall fail."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline_s:
         time.sleep(0.05)

@@ -73,6 +73,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"{name} ({mode}): {reason}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
+    """No colours where nobody sees them; no proxy before the servers on loopback (a build of an image may need it)."""
+    patch = pytest.MonkeyPatch()
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        patch.delenv(name, raising=False)
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    for name in ("no_proxy", "NO_PROXY"):
+        patch.setenv(name, ",".join(filter(None, (direct, "127.0.0.1", "localhost"))))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def settings() -> Iterator[Config]:
     """Settings for a store, a run directory and a network that only this run uses."""

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 NOBODY = "52:00:00:00:00:ff"  # a bridge sends to all ports what is for somebody it does not know
 _HEADER_BYTES = 14
-_QUIET_S = 0.2
+_QUIET_S = 2.0
 
-# Runs inside a port's far end: sends frames given as hex, or prints those that arrive until it is told to end.
+# Run inside a port's far end: one sends frames given as hex; one prints those that arrive, until that which is to be the last
+# has, or its input has ended and then nothing more comes.
 _SENDER = """
 import socket, sys
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
@@ -25,19 +26,21 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
         out.send(bytes.fromhex(line))
 """
 _LISTENER = """
-import json, socket, sys
+import json, select, socket, sys
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as in_:
     in_.bind(("guest", 3))
-    in_.settimeout(float(sys.argv[1]))
     print("ready", flush=True)
-    seen = []
+    seen, watched, quiet_s = [], [in_, sys.stdin], None
     while not seen or seen[-1] != sys.argv[2]:
-        try:
+        ready, _, _ = select.select(watched, [], [], quiet_s)
+        if in_ in ready:
             data, (_port, _protocol, kind, *_rest) = in_.recvfrom(2048)
-        except TimeoutError:
+            if kind != socket.PACKET_OUTGOING:
+                seen.append(data.hex())
+        elif ready:
+            watched, quiet_s = [in_], float(sys.argv[1])
+        else:
             break
-        if kind != socket.PACKET_OUTGOING:
-            seen.append(data.hex())
     print(json.dumps(seen))
 """
 
@@ -159,13 +162,14 @@ class Lab:
     def received(self, from_: str, sent: list[bytes], at: str) -> list[bytes]:
         """Those of the frames, sent in this order from behind one port, that come out behind the other.
 
-        Listens until the last one has come, or nothing has for a fifth of a second.
+        Listens until the last one has come, or all are sent and nothing has come for two seconds after that.
         """
-        listen = inside(f"{self.name}-{at}", _LISTENER, str(_QUIET_S), sent[-1].hex())
-        with subprocess.Popen(listen, stdout=subprocess.PIPE, text=True) as listener:
-            assert listener.stdout is not None
+        listen = inside(f"{self.name}-{at}", _LISTENER, str(_QUIET_S), untagged(sent[-1]).hex())
+        with subprocess.Popen(listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as listener:
+            assert listener.stdin is not None and listener.stdout is not None
             assert listener.stdout.readline() == "ready\n"
             run(*inside(f"{self.name}-{from_}", _SENDER, *(frame.hex() for frame in sent)))
+            listener.stdin.close()
             seen = {bytes.fromhex(line) for line in json.loads(listener.stdout.readline())}
         return [frame for frame in sent if untagged(frame) in seen]  # the kernel hands the tag over beside the frame
 

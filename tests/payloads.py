@@ -1,7 +1,20 @@
 """Texts that would like to be more than text: for every field that somebody may fill."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+_CANARY = "/tmp/canary"
+"""What some of them would make, or run."""
+
+
+def aim(payload: str, canary: Path) -> str:
+    """The same text with a path of the test's own in it, of which nobody else can make or remove the file."""
+    return payload.replace(_CANARY, str(canary))
+
+
 PAYLOADS = [
-    "</name><devices><emulator>/tmp/canary</emulator></devices><name>",
+    f"</name><devices><emulator>{_CANARY}</emulator></devices><name>",
     "'/><disk type='block'><source dev='/dev/sda'/></disk><x a='",
     '"/><qemu:commandline><qemu:arg value="-monitor"/></qemu:commandline><x a="',
     "<!--",
@@ -14,10 +27,10 @@ PAYLOADS = [
     "<?xml version='1.0'?>",
     "{{ 7 * 7 }}",
     "{% for x in range(9) %}x{% endfor %}",
-    "$(touch /tmp/canary)",
+    f"$(touch {_CANARY})",
     "`id`; rm -rf /",
     "a,file=/etc/shadow",
-    "-oProxyCommand=touch /tmp/canary",
+    f"-oProxyCommand=touch {_CANARY}",
     "../../../etc/passwd",
     "line\nbreak",
     "nul\0byte",

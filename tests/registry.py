@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests import cli, ports
 
 _CONFIG = """version: 0.1
 log: {{level: error}}
@@ -42,25 +42,24 @@ class Registry:
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Registry]:
     """Serve from this directory for the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     config = folder / "config.yml"
-    config.write_text(_CONFIG.format(folder=folder, port=port))
-    log = (folder / "log").open("wb")
-    with subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log) as process:
-        try:
+    with contextlib.ExitStack() as undo:
+        log = undo.enter_context((folder / "log").open("wb"))
+        with ports.kept() as port:
+            config.write_text(_CONFIG.format(folder=folder, port=port))
+            command = ["docker-registry", "serve", str(config)]
+            process = undo.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
+            undo.callback(process.kill)
             _wait(f"http://127.0.0.1:{port}/v2/", process)
-            yield Registry(address=f"localhost:{port}", folder=folder)
-        finally:
-            process.kill()
-            log.close()
+        yield Registry(address=f"localhost:{port}", folder=folder)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _try in range(300):
+    def answers() -> bool:
         assert process.poll() is None, "the registry has ended"
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the registry does not answer")
+            return True
+        return False
+
+    cli.wait_for(answers)
+    assert answers(), "the registry does not answer"

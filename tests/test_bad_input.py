@@ -23,7 +23,7 @@ from hvctl.config import Config
 from hvctl.host import Host
 from hvctl.instances import create, lifecycle, query
 from hvctl.units import MIB
-from tests import tiny, world
+from tests import payloads, tiny, world
 from tests.cli import Ran, call_here, environment, run, run_bytes
 from tests.payloads import PAYLOADS
 
@@ -145,20 +145,22 @@ FIELDS = [
 
 @pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if "\0" not in payload])  # argv cannot hold a NUL
 @pytest.mark.parametrize("words", FIELDS, ids=lambda words: " ".join(word for word in words if word not in CREATE[1:]))
-def test_no_payload_gets_through_a_field(here: None, words: tuple[str, ...], payload: str) -> None:
-    done = call_here(*(word.replace("{}", payload) for word in words))
+def test_no_payload_gets_through_a_field(here: None, tmp_path: Path, words: tuple[str, ...], payload: str) -> None:
+    canary = tmp_path / "canary"
+    done = call_here(*(word.replace("{}", payloads.aim(payload, canary)) for word in words))
     assert done.status in (2, 3, 7), done
     assert "Traceback" not in done.err
-    assert not Path("/tmp/canary").exists()
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_a_payload_in_a_variable_stays_a_text(here: None, unchanged: None, payload: str) -> None:
-    done = call_here(*CREATE, "x", "--print-xml", f"--set=K={payload}")
+def test_a_payload_in_a_variable_stays_a_text(here: None, unchanged: None, tmp_path: Path, payload: str) -> None:
+    canary = tmp_path / "canary"
+    done = call_here(*CREATE, "x", "--print-xml", f"--set=K={payloads.aim(payload, canary)}")
     assert done.status in (0, 7), done
     tags = {element.tag for element in ElementTree.fromstring(done.out or "<x/>").iter()}
     assert not [tag for tag in tags if "emulator" in tag or "commandline" in tag]
-    assert not Path("/tmp/canary").exists()
+    assert not canary.exists()
 
 
 def test_a_taken_name_is_refused(host: Host, here: None, tiny_image: str) -> None:

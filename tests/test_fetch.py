@@ -161,8 +161,12 @@ def test_a_forbidden_address_is_not_asked_for_again(work: Building, site: Site) 
 
 
 def test_a_stalled_server_is_left(work: Building, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.cuts["/disk"] = [65536, 0, 0, 0, 0]
+    with pytest.raises(HostError, match="connection ended after"):
+        get(work, site.url("/disk"))
+    site.cuts.clear()
+    site.holds["/disk"] = 65536  # nothing more comes, however long that takes
     monkeypatch.setattr(fetch, "STALL_S", 0.2)
-    site.holds["/disk"] = 65536
     with pytest.raises(TimedOut, match=r"sent nothing for 0\.2 s") as caught:
         get(work, site.url("/disk"))
     assert "what came so far is kept" in caught.value.hint
@@ -240,6 +244,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 
 def test_a_proxy_of_the_environment_is_used(work: Building, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", site.address)
+    monkeypatch.setenv("no_proxy", "")
     site.files["http://mirror.example/disk"] = b"through the proxy"
     assert get(work, "http://mirror.example/disk").path.read_bytes() == b"through the proxy"
 

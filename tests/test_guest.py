@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -150,7 +151,7 @@ def test_list_and_show_say_the_same_as_libvirt(settings: Config, mode: Mode, run
 
 
 def test_a_guest_knows_its_name_and_is_healthy(settings: Config, running: Instance) -> None:
-    done = run(settings, "ssh", "running", "--", "hostname; cat /etc/hostname; systemctl is-system-running")
+    done = run(settings, "ssh", "running", "--", "hostname; cat /etc/hostname; systemctl is-system-running --wait")
     assert done.out.split() == ["running", "running", "running"], done
 
 
@@ -180,7 +181,7 @@ def test_exec_refuses_more_input_than_the_agent_takes(settings: Config, mode: Mo
 def test_root_sits_at_the_console(settings: Config, mode: Mode, running: Instance) -> None:
     said, deadline_s = "", time.monotonic() + 60
     while "42" not in said and time.monotonic() < deadline_s:  # the login comes after sshd
-        said = run(settings, "console", "running", stdin="\necho $((6 * 7))\n").out
+        said += run(settings, "console", "running", stdin="\necho $((6 * 7))\n").out
     assert "root@running" in said
     assert "42" in said
     done = run(settings, "console", "running", "--force", stdin="\n")
@@ -192,8 +193,10 @@ def test_who_leaves_the_console_is_on_a_new_line(settings: Config, mode: Mode, r
     command = [sys.executable, "-m", "hvctl", "console", "running"]
     with subprocess.Popen(command, env=environment(settings), stdin=theirs, stdout=theirs, stderr=theirs) as process:
         said = b""
-        while b"Enter shows a prompt" not in said:
-            said += os.read(ours, 4096)
+        while b"Enter shows a prompt" not in said and process.poll() is None:
+            if select.select([ours], [], [], 0.1)[0]:
+                said += os.read(ours, 4096)
+        assert b"Enter shows a prompt" in said
         wait_for(lambda: not tty_is_cooked(theirs))
         os.write(ours, b"\x1d")
         assert process.wait(timeout=30) == 0
@@ -212,17 +215,26 @@ def tty_is_cooked(descriptor: int) -> bool:
     return bool(local_flags & termios.ICANON)
 
 
-def is_waited_for(host: Host, name: str) -> bool:
-    """Whether it is made and runs: all that its `create` still does is to wait."""
-    found = query.find(host, name)
-    return found is not None and found.state is State.RUNNING and found.record.pending is None
+# hvctl, which says so once all that it still does is to wait.
+TELLS_THAT_IT_WAITS = """
+from hvctl.cli.main import main
+from hvctl.instances import wait
+found = wait.probe
+def probe(endpoint):
+    print("waits", flush=True)
+    return found(endpoint)
+wait.probe = probe
+main()
+"""
 
 
 @pytest.mark.only_mode(Mode.VM, "a container is up too soon for anybody to stop waiting")
 def test_who_stops_waiting_is_told_what_runs(host: Host, settings: Config, mode: Mode, debian_image: str) -> None:
-    command = [sys.executable, "-m", "hvctl", "create", "awaited", "--image", debian_image, "--memory", "512M"]
-    with subprocess.Popen(command, env=environment(settings), stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: is_waited_for(host, "awaited"))
+    words = ["create", "awaited", "--image", debian_image, "--memory", "512M"]
+    command = [sys.executable, "-c", TELLS_THAT_IT_WAITS, *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(settings), **streams) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGINT)
         _out, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -595,7 +607,8 @@ def test_a_full_disk_pauses_and_resume_goes_on_where_it_stood(
     in_libvirtds_namespace("sh", "-c", f"cp {disk} /run/moved.qcow2; {mount}; mv /run/moved.qcow2 {disk}")
     try:
         assert run(settings, "start", "running").status == 0
-        script = "(head -c 40000000 /dev/urandom | tee /root/big | sha256sum > /root/sum; sync) > /dev/null 2>&1 &"
+        write = "head -c 40000000 /dev/urandom | tee /root/big | sha256sum > /root/sum; sync; touch /root/written"
+        script = f"({write}) > /dev/null 2>&1 &"
         assert run(settings, "exec", "running", "--", "sh", "-c", script).status == 0
         deadline_s = time.monotonic() + 60
         while query.get(host, "running").state is not State.PAUSED and time.monotonic() < deadline_s:
@@ -604,7 +617,7 @@ def test_a_full_disk_pauses_and_resume_goes_on_where_it_stood(
         assert "full" in run(settings, "show", "running").out
         in_libvirtds_namespace("mount", "-o", f"remount,size={size_bytes + 200 * MIB}", str(layer))
         assert run(settings, "resume", "running").status == 0
-        check = "while pgrep -x tee >/dev/null; do sleep 0.2; done; sha256sum < /root/big | cmp - /root/sum"
+        check = "until [ -e /root/written ]; do sleep 0.2; done; sha256sum < /root/big | cmp - /root/sum"
         assert run(settings, "exec", "running", "--", "sh", "-c", check).status == 0
     finally:
         run(settings, "stop", "--force", "running")

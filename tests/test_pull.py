@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +70,9 @@ def make_key(home: Path) -> Key:
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Key, Key]]:
+def keys() -> Iterator[tuple[Key, Key]]:
     """The publisher's key, and somebody else's."""
-    folder = Path("/tmp") / f"hvctl-keys-{os.getpid()}"  # a socket's path is short
-    folder.mkdir(mode=0o700)
+    folder = Path(tempfile.mkdtemp(prefix="hvctl-keys-", dir="/tmp"))  # a socket's path is short
     made = make_key(folder / "a"), make_key(folder / "b")
     yield made
     for key in made:
@@ -213,9 +212,8 @@ def test_another_key_is_refused(
 
 def test_an_expired_key_is_refused(host: Host, site: Site, entry: dict[str, object], tmp_path: Path) -> None:
     """gpgv calls its signature valid, but not good."""
-    home = Path(f"/tmp/hvctl-expired-{os.getpid()}")
+    home = Path(tempfile.mkdtemp(prefix="hvctl-expired-", dir="/tmp"))
     old = ["--faked-system-time", "20200101T000000", "--batch", "--quiet", "--homedir", str(home), "--passphrase", ""]
-    home.mkdir(mode=0o700)
     try:
         words = ["gpg", *old, "--quick-gen-key", "old <x@example.org>", "ed25519", "sign", "2d"]
         subprocess.run(words, check=True, capture_output=True, timeout=60)
@@ -293,6 +291,7 @@ def test_unsigned_checksums_over_plain_http_are_nothing(
     host: Host, site: Site, entry: dict[str, object], disk: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", site.address)
+    monkeypatch.setenv("no_proxy", "")
     site.files |= {f"http://mirror.example{path}": content for path, content in site.files.items()}
     write(tmp_path, {"address": "http://mirror.example/disk.img", "checksums": "SHA256SUMS"})
     refuse(host, "are not signed, and come over plain http")
@@ -464,8 +463,8 @@ def test_an_interrupted_pull_goes_on(
     first = start("image", "pull", "mine")
     assert site.is_held.wait(30)
     part = host.store.downloads
-    while not any(path.stat().st_size for path in part.glob("*.part")):
-        assert first.poll() is None
+    cli.wait_for(lambda: first.poll() is not None or any(path.stat().st_size for path in part.glob("*.part")))
+    assert first.poll() is None and any(path.stat().st_size for path in part.glob("*.part"))
     first.send_signal(how)
     assert first.wait(30) == status
     site.go_on.set()

@@ -154,6 +154,7 @@ def test_an_index_over_plain_http_is_nothing(
     host: Host, site: Site, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", site.address)
+    monkeypatch.setenv("no_proxy", "")
     site.files |= {f"http://mirror.example{path}": content for path, content in site.files.items()}
     host.config = replace(host.config, simplestreams="http://mirror.example")
     refuse(host, "can be changed on the way", "images:tiny/1")

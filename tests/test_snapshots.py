@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from hvctl.instances.snapshots import Take
 from hvctl.model import Mode, Record
 from hvctl.units import MIB
 from tests import campaign, layereddisk, stacks, tiny, world
-from tests.cli import call, run
+from tests.cli import Ran, call, run
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
 
@@ -285,7 +286,7 @@ def test_nvram_and_kernel_go_with_a_snapshot(host: Host, mode: Mode, name: str) 
 
 
 def test_a_schedule_takes_what_is_due_and_never_deletes_what_somebody_named(
-    host: Host, settings: Config, mode: Mode, name: str
+    host: Host, settings: Config, mode: Mode, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(host, mode, name)
     snapshots.take(host, name, Take(name="mine"))
@@ -293,13 +294,16 @@ def test_a_schedule_takes_what_is_due_and_never_deletes_what_somebody_named(
     assert run(settings, "set", name, "--keep", "yearly=1").status == 7
     first = run(settings, "snapshot", "tick").out
     assert first.startswith(f"{name}: snapshot auto-")
-    assert run(settings, "snapshot", "tick").out == ""
-    (ticked,) = schedule.tick(host, now=datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1))
+    ((_id, taken_at),) = schedule.list_automatic(query.get(host, name).record)
+    tick = schedule.tick
+    monkeypatch.setattr(schedule, "tick", functools.partial(tick, now=taken_at))
+    assert call(settings, "snapshot", "tick") == Ran(status=0, out="", err="")
+    (ticked,) = tick(host, now=taken_at + datetime.timedelta(hours=1))
     assert ticked.error is None
     assert ticked.expired == (first.split()[-1],)
     assert [item.name for item in query.get(host, name).record.snapshots] == ["mine", ticked.taken]
     assert run(settings, "set", name, "--keep", "none").status == 0
-    assert schedule.tick(host) == ()
+    assert tick(host) == ()
 
 
 @pytest.fixture(scope="module")

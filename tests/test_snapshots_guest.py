@@ -25,7 +25,7 @@ from hvctl.libvirtapi import domains
 from hvctl.model import Consistency, Instance, Mode, Record, State, Wait
 from hvctl.units import GIB
 from tests import campaign, victims
-from tests.cli import run
+from tests.cli import run, wait_for
 from tests.test_guest import make
 from tests.test_snapshots import deepen
 
@@ -115,8 +115,8 @@ def test_a_guest_that_dies_under_its_snapshot_comes_back(
     with campaign.tally.counting("guest killed", f"{mode}-{step}"):
         with contextlib.suppress(HvctlError):
             snapshots.take(host, "subject", Take(name="died"), kill)
-        while query.get(host, "subject").live.state in (State.RUNNING, State.PAUSED):
-            host.pause(0.1)
+        wait_for(lambda: query.get(host, "subject").live.state not in (State.RUNNING, State.PAUSED))
+        assert query.get(host, "subject").live.state not in (State.RUNNING, State.PAUSED)
         assert all(item.is_done for item in gc.collect(host))
         lifecycle.start(host, "subject")
         assert inside(settings, "subject", "cat /root/died") == token

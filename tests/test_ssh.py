@@ -23,7 +23,9 @@ from hvctl.access import banner, keys, ssh
 from hvctl.access.banner import Reach
 from hvctl.errors import GuestFailed, HostError, TimedOut
 from hvctl.model import Endpoint
-from tests.payloads import PAYLOADS
+from tests import ports
+from tests.cli import wait_for
+from tests.payloads import PAYLOADS, aim
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]  # needs openssh-server and root, which scripts/test has
 
@@ -38,21 +40,20 @@ class Server:
         (folder / "host_key").write_bytes(pair.private)
         (folder / "host_key").chmod(0o600)
         (folder / "authorized_keys").write_text(keys.ensure_own_key() + "\n")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        (folder / "config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPermitRootLogin yes\nLogLevel VERBOSE\n{more}"
-        )
         self.log = folder / "log"
         Path("/run/sshd").mkdir(exist_ok=True)
-        command = [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-f", str(folder / "config"), "-E", str(self.log)]
-        self.process = subprocess.Popen(command)
-        self.endpoint = Endpoint(instance="x", address="127.0.0.1", port=self.port, user="root", host_key=pair.public)
-        deadline_s = time.monotonic() + 10
-        while banner.probe(self.endpoint) is not Reach.BANNER and time.monotonic() < deadline_s:
-            time.sleep(0.02)
+        with ports.kept() as self.port:
+            (folder / "config").write_text(
+                f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+                f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPermitRootLogin yes\nLogLevel VERBOSE\n{more}"
+            )
+            sshd = shutil.which("sshd") or "/usr/sbin/sshd"
+            self.process = subprocess.Popen([sshd, "-D", "-f", str(folder / "config"), "-E", str(self.log)])
+            self.endpoint = Endpoint(
+                instance="x", address="127.0.0.1", port=self.port, user="root", host_key=pair.public
+            )
+            wait_for(lambda: banner.probe(self.endpoint) is Reach.BANNER or self.process.poll() is not None)
+            assert self.process.poll() is None, self.log.read_text()
 
     def close(self) -> None:
         self.process.terminate()
@@ -111,9 +112,11 @@ def test_one_word_is_a_shell_line_and_several_are_kept(server: Server) -> None:
 
 
 @pytest.mark.parametrize("payload", [payload for payload in PAYLOADS if "\0" not in payload])
-def test_arguments_arrive_as_they_are(server: Server, payload: str) -> None:
-    assert run(server.endpoint, "printf", "%s|", payload, "é").stdout.decode() == f"{payload}|é|"
-    assert not Path("/tmp/canary").exists()
+def test_arguments_arrive_as_they_are(server: Server, tmp_path: Path, payload: str) -> None:
+    canary = tmp_path / "canary"
+    text = aim(payload, canary)
+    assert run(server.endpoint, "printf", "%s|", text, "é").stdout.decode() == f"{text}|é|"
+    assert not canary.exists()
 
 
 def test_a_reader_that_goes_away_ends_it(server: Server) -> None:

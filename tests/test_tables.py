@@ -24,7 +24,7 @@ WIDE = (
 
 def lines(width: int, *rows: tuple[str, ...], columns: tuple[str, ...] = COLUMNS) -> list[str]:
     out = io.StringIO()
-    table.write(Console(file=out, width=width), columns, rows)
+    table.write(Console(file=out, width=width, force_terminal=False), columns, rows)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 

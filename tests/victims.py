@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -56,17 +58,22 @@ def fail_calls(settings: Config, deed: Deed, name: str, calls: str, fault: str) 
     victim = _context.Process(target=_act_when_told, args=(theirs, settings, deed, name))
     victim.start()
     theirs.close()
-    assert ours.recv() == "ready" and victim.pid is not None
-    with tempfile.NamedTemporaryFile("r") as log:
+    with contextlib.ExitStack() as undo:
+        undo.callback(victim.kill)
+        assert ours.poll(_TIMEOUT_S) and ours.recv() == "ready" and victim.pid is not None
+        log = undo.enter_context(tempfile.NamedTemporaryFile("r"))
         words = ["strace", "-f", "-qq", "-o", log.name, "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}"]
-        with subprocess.Popen([*words, "-p", str(victim.pid)], stderr=subprocess.PIPE) as strace:
-            while not _is_traced(victim.pid):
-                assert strace.poll() is None, strace.stderr.read() if strace.stderr else ""
-            ours.send("go")
-            victim.join(timeout=_TIMEOUT_S)
-            strace.wait(timeout=_TIMEOUT_S)  # it ends with the last process that the victim has started
-        text = log.read()
-    return Traced(victim.exitcode, "(INJECTED)" in text or "killed by SIGKILL" in text, text)
+        strace = undo.enter_context(subprocess.Popen([*words, "-p", str(victim.pid)], stderr=subprocess.PIPE))
+        undo.callback(strace.kill)
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while not _is_traced(victim.pid):
+            assert strace.poll() is None, strace.stderr.read() if strace.stderr else ""
+            assert time.monotonic() < deadline_s, "strace does not come"
+        ours.send("go")
+        victim.join(timeout=_TIMEOUT_S)
+        strace.wait(timeout=_TIMEOUT_S)  # it ends with the last process that the victim has started
+        code, text = victim.exitcode, log.read()
+    return Traced(code, "(INJECTED)" in text or "killed by SIGKILL" in text, text)
 
 
 def _is_traced(process: int) -> bool:
@@ -79,7 +86,9 @@ def _run(act: Callable[..., None], *arguments: object) -> int | None:
     victim = _context.Process(target=act, args=arguments)
     victim.start()
     victim.join(timeout=_TIMEOUT_S)
-    return victim.exitcode
+    code = victim.exitcode
+    victim.kill()
+    return code
 
 
 def _act_alone(settings: Config, deed: Callable[[Host, str], object], name: str) -> None:

@@ -111,8 +111,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     site.is_held.set()
                     site.go_on.wait(30)
                 piece = body[start : min(start + 16384, cut)]
+                asked.sent_bytes += len(piece)  # before whoever gets it can look
                 self.wfile.write(piece)
-                asked.sent_bytes += len(piece)
 
 
 @contextlib.contextmanager

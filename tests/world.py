@@ -47,11 +47,13 @@ class World:
 
 
 def look(host: Host, *, alive: Record | None = None) -> World:
-    """The world as it is now. Of an instance that is `alive` and writes meanwhile, only the names of its files count."""
+    """The world as it is now. Of an instance that is `alive` and writes meanwhile, only the names of its files count, and
+    none of what is in its layers' directories.
+    """
     store = host.store
     return World(
         domains=frozenset(_domains(host, alive)),
-        files=frozenset(_files(store.root, {str(alive.uuid), *alive.layers} if alive else set())),
+        files=frozenset(_files(store.root, alive)),
         reservations=frozenset(
             (item.mac, item.name, item.address)
             for item in networks.list_reservations(host.connection(Mode.VM), host.config.network)
@@ -105,24 +107,36 @@ def in_order(domain_xml: str) -> str:
     return ElementTree.tostring(domain, encoding="unicode")
 
 
-def _files(root: Path, alive: set[str]) -> list[tuple[str, int, int, str]]:
+def _files(root: Path, alive: Record | None) -> list[tuple[str, int, int, str]]:
     """Images are looked at by their facts: their content has a test of its own. What is mounted there is not ours."""
-    found = []
-    for path in sorted(_walk(root, root.lstat().st_dev)):
-        facts = path.lstat()
-        if alive & set(path.parts):
+    found, layers = [], set(alive.layers if alive else ())
+    owned = {str(alive.uuid), *layers} if alive else set()
+    for path in sorted(_walk(root, root.lstat().st_dev, layers)):
+        if owned & set(path.parts):
             found.append((str(path.relative_to(root)), 0, 0, ""))
             continue
-        is_small = path.is_file() and facts.st_size < 4 * 1024**2
-        content = files.hash_file(path) if is_small else str(facts.st_size if path.is_file() else "")
-        found.append((str(path.relative_to(root)), facts.st_mode, facts.st_uid, content))
+        with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+            facts = path.lstat()
+            is_small = path.is_file() and facts.st_size < 4 * 1024**2
+            content = files.hash_file(path) if is_small else str(facts.st_size if path.is_file() else "")
+            found.append((str(path.relative_to(root)), facts.st_mode, facts.st_uid, content))
     return found
 
 
-def _walk(root: Path, device: int) -> Iterator[Path]:
+def _walk(root: Path, device: int, layers: set[str]) -> Iterator[Path]:
+    """Everything but images' trees, other file systems, and what is in the directories of these layers."""
     for folder, folders, names in os.walk(root):
         yield from (Path(folder, name) for name in (*folders, *names))
-        folders[:] = [name for name in folders if name != "tree" and os.lstat(f"{folder}/{name}").st_dev == device]
+        is_ours = Path(folder).name in layers
+        folders[:] = [] if is_ours else [name for name in folders if name != "tree" and _device(folder, name) == device]
+
+
+def _device(folder: str, name: str) -> int:
+    """That of a directory; 0 when it went meanwhile."""
+    try:
+        return os.lstat(f"{folder}/{name}").st_dev
+    except FileNotFoundError:
+        return 0
 
 
 def _dns(network: str) -> list[str]:

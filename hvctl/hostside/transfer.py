@@ -111,8 +111,11 @@ class _Progress:
         self.size_bytes += len(data)
         if self.size_bytes >= self._next_bytes:
             self._next_bytes = self.size_bytes + _TELL_BYTES
-            sys.stderr.write(f"{refusal.PROGRESS}{self.size_bytes}\n")
-            sys.stderr.flush()
+            try:
+                sys.stderr.write(f"{refusal.PROGRESS}{self.size_bytes}\n")
+                sys.stderr.flush()
+            except BrokenPipeError:  # whoever waits for the program behind us must not take it for that one's end
+                raise Unable("whoever began this has gone") from None
 
     def end(self, left_out: int = 0) -> Moved:
         return Moved(size_bytes=self.size_bytes, sha256=self._digest.hexdigest(), left_out=left_out)
