@@ -363,6 +363,10 @@ def test_a_layer_with_all_that_an_overlay_says_comes_back(host: Host, repository
     for name in ("", "opaque", "opaque/file", "fifo", ".wh.real"):
         os.chown(upper / name, 0x70000000, 0x70000000)
     os.setxattr(upper / "opaque" / "file", "user.mine", b"value")
+    os.setxattr(upper / "opaque" / "file", "user.a=100%3D", b"odd")
+    with (upper / "holes").open("wb") as holes:  # to be read for hours, if anybody did
+        os.pwrite(holes.fileno(), b"middle", 10**12)
+        holes.truncate(8 * 10**12)
     os.chmod(upper / "opaque", 0o2751)
     for path in (upper / "opaque", upper):
         os.utime(path, ns=(10**18 + 5, 10**18 + 7))
@@ -386,11 +390,28 @@ def test_a_layer_with_all_that_an_overlay_says_comes_back(host: Host, repository
         assert (facts.st_mtime_ns, facts.st_mode) == (was.st_mtime_ns, was.st_mode)
     assert (back / "twin").stat().st_ino == (back / "opaque/file").stat().st_ino
     assert os.getxattr(back / "twin", "user.mine") == b"value"
+    assert os.getxattr(back / "twin", "user.a=100%3D") == b"odd"
+    facts = (back / "holes").stat()
+    assert (facts.st_size, facts.st_blocks) == (8 * 10**12, (upper / "holes").stat().st_blocks)
+    with (back / "holes").open("rb") as holes:
+        assert os.pread(holes.fileno(), 10, 10**12 - 2) == b"\0\0middle\0\0"
     facts = (back / "link").lstat()
     assert (facts.st_uid, facts.st_gid, back.stat().st_uid) == (5, 6, 0)
     assert vars(layers.read_facts(aside)) == {"first_id": 0, "parent": "p"}
     assert sorted(os.listdir(aside)) == ["layer.json", "upper"]
     assert not stat.S_IMODE(aside.stat().st_mode) & 0o077
+
+
+def test_the_pieces_of_a_file_with_holes_are_counted_up_to_a_limit(
+    real_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (real_folder / "upper").mkdir()
+    with (real_folder / "upper" / "holes").open("wb") as holes:
+        for number in range(3):
+            os.pwrite(holes.fileno(), b"x", number * 1024**2)
+    assert transfer.count_pieces(os.fsencode(real_folder / "upper" / "holes")) == 3
+    monkeypatch.setattr(transfer, "MOST_PIECES", 1)
+    assert transfer.count_pieces(os.fsencode(real_folder / "upper" / "holes")) == 2
 
 
 def test_a_source_that_fails_is_no_content(host: Host, repository: Directory, tmp_path: Path) -> None:

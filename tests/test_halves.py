@@ -428,6 +428,7 @@ def test_identity_goes_and_the_rest_stays(tree: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "instances").mkdir(parents=True)
     (copy / "var/lib/dhcp").symlink_to(outside)
+    (copy / "var/lib/cloud").joinpath(*["deep"] * 150).mkdir(parents=True)
     identityfiles.remove(copy)
     gone = set(trees.fingerprint(tree)) - set(trees.fingerprint(copy))
     assert gone == {
@@ -472,6 +473,7 @@ def test_what_was_exported_comes_back_the_same(host: Host, tree: Path, tmp_path:
     add_donor(host, tree)
     image = add_tree(host, "tree", tree)
     first = bundles.export(host, "tree", tmp_path / "first")
+    assert (tmp_path / "first").stat().st_mode & 0o777 == 0o600  # password hashes may be in it
     (tmp_path / "other").mkdir()
     other = Host(prepare(tmp_path / "other"))
     brought = sources.bring(other, Wanted(name="brought", source=str(tmp_path / "first"), sha256=first.sha256))

@@ -76,6 +76,21 @@ def test_a_merger_shows_what_its_layers_show(tmp_path: Path, _round: int) -> Non
         assert view(root) == wanted
 
 
+def test_a_file_with_as_many_links_as_it_may_have_is_merged(tmp_path: Path) -> None:
+    """ext4 takes 65,000 (other file systems more): beyond them the names that are left get a copy."""
+    upper, count = tmp_path / "upper", 40_000
+    upper.mkdir()
+    (upper / "0").write_text("many")
+    os.setxattr(upper / "0", "user.kept", b"yes")
+    for number in range(1, count):
+        os.link(upper / "0", upper / str(number))
+    layers.merge_uppers([upper], [], tmp_path / "merged")
+    assert len(os.listdir(tmp_path / "merged")) == count
+    last = tmp_path / "merged" / str(count - 1)
+    assert (last.read_text(), os.getxattr(last, "user.kept")) == ("many", b"yes")
+    assert len({path.stat().st_ino for path in (tmp_path / "merged").iterdir()}) <= 2
+
+
 @pytest.mark.parametrize("_round", range(30))
 def test_differences_are_those_that_the_kernel_shows(tmp_path: Path, _round: int) -> None:
     seed = secrets.randbits(32)

@@ -66,6 +66,7 @@ class ContainerLayers(Layers):
     def fill(self, host: Host, record: Record, layer: str) -> None:
         """By cp(1), which keeps whiteouts, hard links, holes and all attributes, and shares blocks where it can."""
         source, target = host.store.layer_upper(record.layers[-1]), host.store.layer_upper(layer)
+        host.shell.call(files.remove, target / "sys")  # a new layer has it; that of the source may be something else
         words: list[Argument] = ["cp", "--archive", "--reflink=auto", "--", f"{source}/.", target]
         host.shell.run(words, timeout_s=_COPY_TIMEOUT_S)
 

@@ -119,7 +119,7 @@ class Packer:
     def write_entry(self, path: bytes, inode: Inode) -> None:
         """One file or directory, whose directory was written before; the second of two names of a file is a link."""
         name = b"./" + path + (b"/" if stat.S_ISDIR(inode.mode) and path else b"")
-        records: dict[bytes, bytes] = {b"SCHILY.xattr." + key: value for key, value in inode.attributes}
+        records: dict[bytes, bytes] = {b"SCHILY.xattr." + _escape(key): value for key, value in inode.attributes}
         if inode.mtime_ns % 10**9 or not 0 <= inode.mtime_ns < 8**11 * 10**9:
             records[b"mtime"] = _format_time(inode.mtime_ns)
         kind, link = TYPES[stat.S_IFMT(inode.mode)], b""
@@ -233,6 +233,11 @@ def _format_record(key: bytes, value: bytes) -> bytes:
     while len(str(length)) + len(rest) != length:
         length = len(str(length)) + len(rest)
     return str(length).encode() + rest
+
+
+def _escape(name: bytes) -> bytes:
+    """An attribute's name without the sign that ends a key in a pax record, as GNU tar has it."""
+    return name.replace(b"%", b"%25").replace(b"=", b"%3D")
 
 
 def _format_time(time_ns: int) -> bytes:

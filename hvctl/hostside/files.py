@@ -219,6 +219,15 @@ def _run(words: list[str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file with all that it has, holes too, under a name that is free (cp(1))."""
+    done = _run(
+        ["cp", "--archive", "--reflink=auto", "--no-target-directory", "--", os.fspath(source), os.fspath(target)]
+    )
+    if done.returncode != 0:
+        raise OSError(errno.EIO, os.fsdecode(done.stderr.strip()[-200:]), os.fspath(source))
+
+
 def remove_empty(path: Path) -> None:
     """Remove a directory that has nothing in it; fine when it has, or is not there."""
     with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def remove(tree: Path) -> None:
         folder, name = os.path.split(path)
         with lister.open(folder) as parent:
             if is_directory:
-                os.rmdir(name, dir_fd=parent)
+                shutil.rmtree(name, dir_fd=parent)  # what lies deeper than was looked for, too
             else:
                 os.unlink(name, dir_fd=parent)
     folder, name = os.path.split(MACHINE_ID)

@@ -99,7 +99,7 @@ def merge_uppers(uppers: Sequence[Path], below: Sequence[Path], target: Path) ->
     Files are links to those that are there: nothing is copied, nothing is written. Raises OSError for what an overlay
     with other options than ours has written.
     """
-    _merge([*reversed(uppers)], [*reversed(below)], target)
+    _merge([*reversed(uppers)], [*reversed(below)], target, {})
 
 
 def add_whiteouts(upper: Path, names: Sequence[str]) -> None:
@@ -148,10 +148,11 @@ def sync_new(layer: Path) -> None:
     files.sync_directory(layer.parent)
 
 
-def _merge(sources: Sequence[Path], below: Sequence[Path], target: Path) -> None:
+def _merge(sources: Sequence[Path], below: Sequence[Path], target: Path, copies: dict[int, Path]) -> None:
     """`sources`: the same directory in several layers, topmost first; `below`: what of it shows through from below.
 
     Where nothing does there must be no whiteout: in a directory of a single layer the kernel lists them as files.
+    `copies`: by inode, what has as many links as it may.
     """
     os.mkdir(target, 0o700)
     found: dict[str, list[Path]] = {}
@@ -161,11 +162,11 @@ def _merge(sources: Sequence[Path], below: Sequence[Path], target: Path) -> None
     for name, paths in found.items():
         if not _is_directory(paths[0]):
             if below or not is_whiteout(paths[0]):
-                _link(paths[0], target / name)
+                _link(paths[0], target / name, copies)
             continue
         merged, hides = _find_merged(paths)
         through = [] if hides else _find_merged([path / name for path in below if os.path.lexists(path / name)])[0]
-        _merge(merged, through, target / name)
+        _merge(merged, through, target / name, copies)
         if below and not through:
             make_opaque(target / name)
     _copy_attributes(sources[0], target)
@@ -190,14 +191,19 @@ def check_kind(path: Path) -> None:
             raise OSError(errno.EOPNOTSUPP, "another kind of overlay wrote this layer", os.fspath(path))
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path, copies: dict[int, Path]) -> None:
     check_kind(source)
+    inode = source.lstat().st_ino
     try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:  # newer kernels share one whiteout among all of a layer, up to the limit on links
-        if error.errno != errno.EMLINK or not is_whiteout(source):
+        os.link(copies.get(inode, source), target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EMLINK:
             raise
-        os.mknod(target, stat.S_IFCHR, os.makedev(0, 0))
+        if is_whiteout(source):  # newer kernels share one among all of a layer
+            os.mknod(target, stat.S_IFCHR, os.makedev(0, 0))
+            return
+        files.copy(source, target)
+        copies[inode] = target
 
 
 def _is_directory(path: Path) -> bool:

@@ -28,6 +28,8 @@ class Listing:
         """Raises OSError for what could not be brought back: another kind of overlay, a tree that is too deep."""
         self.paths: list[bytes] = []
         """Relative to the directory, each directory before what is in it; the first is the directory itself, `.`."""
+        self.with_holes: list[bytes] = []
+        """Files that take less than their size."""
         self.left_out = 0
         """Device nodes, which no unprivileged container has."""
         self._marks: list[bytes] = []
@@ -46,7 +48,8 @@ class Listing:
             self._marks.append(_OPAQUE + path)
         for name in sorted(os.listdir(folder)):
             full, below = os.path.join(folder, name), (path + b"/" + name if path else name)
-            mode = os.lstat(full).st_mode
+            facts = os.lstat(full)
+            mode = facts.st_mode
             if stat.S_ISDIR(mode):
                 self._walk(full, below, depth + 1)
             elif layers.is_whiteout(Path(os.fsdecode(full))):
@@ -56,6 +59,8 @@ class Listing:
             elif not stat.S_ISSOCK(mode):  # whoever listens there makes it anew
                 layers.check_kind(Path(os.fsdecode(full)))
                 self.paths.append(below)
+                if stat.S_ISREG(mode) and facts.st_blocks * 512 < facts.st_size:
+                    self.with_holes.append(full)
 
 
 def apply(tree: Path) -> str:

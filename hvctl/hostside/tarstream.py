@@ -22,7 +22,8 @@ from hvctl.hostside.refusal import Refused, quote
 BLOCK = 512
 _MOST_HEADER_BYTES = 1024**2
 _MOST_HEADERS = 8
-_MOST_PIECES = 65536
+MOST_PIECES = 65536
+"""Of one sparse file."""
 _ZEROS = bytes(BLOCK)
 _TIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{0,30}))?")
 _LATEST_S = 1 << 34
@@ -275,7 +276,8 @@ def _in_range(seconds: int) -> int:
 def _attributes(records: dict[bytes, bytes]) -> Iterator[tuple[bytes, bytes]]:
     for key, value in records.items():
         if key.startswith(b"SCHILY.xattr."):
-            yield key[13:], value
+            # GNU tar writes the sign that ends a key, and its own escape, so.
+            yield key[13:].replace(b"%3D", b"=").replace(b"%25", b"%"), value
         elif key.startswith(b"LIBARCHIVE.xattr.") and b"SCHILY.xattr." + unquote_to_bytes(key[17:]) not in records:
             try:
                 yield unquote_to_bytes(key[17:]), base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
@@ -321,8 +323,8 @@ def _read_old_map(block: bytes, stream: Stream) -> list[int]:
             numbers += [_number(fields[start + at : start + at + 12], "map") for at in (0, 12)]
         if not more:
             return numbers
-        if len(numbers) > 2 * _MOST_PIECES:
-            raise Refused(f"a sparse file has more than {_MOST_PIECES} pieces")
+        if len(numbers) > 2 * MOST_PIECES:
+            raise Refused(f"a sparse file has more than {MOST_PIECES} pieces")
         block = stream.take(BLOCK)
         fields, more = block[:504], block[504]
 
@@ -332,13 +334,13 @@ def _read_new_map(stream: Stream, size: int) -> tuple[list[int], int]:
     text = b""
     wanted = 1
     while text.count(b"\n") < wanted:
-        if len(text) + BLOCK > min(size, 40 * _MOST_PIECES):
+        if len(text) + BLOCK > min(size, 40 * MOST_PIECES):
             raise Refused("the map of a sparse file is damaged")
         text += stream.take(BLOCK)
         if wanted == 1 and b"\n" in text:
             count = _decimal(text.partition(b"\n")[0])
-            if count > _MOST_PIECES:
-                raise Refused(f"a sparse file has more than {_MOST_PIECES} pieces")
+            if count > MOST_PIECES:
+                raise Refused(f"a sparse file has more than {MOST_PIECES} pieces")
             wanted = 1 + 2 * count
     return [_decimal(word) for word in text.split(b"\n")[1:wanted]], len(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import replace
 
 from hvctl import operation
@@ -17,9 +16,9 @@ from hvctl.instances import effects, query
 from hvctl.instances.claim import claim_existing
 from hvctl.instances.verbs import KERNEL
 from hvctl.model import Endpoint, Record
+from hvctl.rootfs.treedisk import RELEASE
 
 _GUEST_PROGRAM = "/usr/lib/hvctl/kernel"
-_RELEASE = re.compile(r"[0-9][A-Za-z0-9.+~-]{0,63}", re.ASCII)
 _LIMIT_BYTES = 256 * 1024**2
 
 
@@ -38,7 +37,7 @@ def update_kernel(host: Host, name: str, events: Sink = ignore) -> str:
             raise Unsupported(f"{name!r} boots its kernel itself", hint="nothing is to be done: restart it")
         endpoint = query.endpoint_of(instance)
         release = _ask(endpoint, f"{_GUEST_PROGRAM} newest")
-        if not _RELEASE.fullmatch(release):
+        if not RELEASE.fullmatch(release):
             raise GuestFailed(
                 f"{name!r} has no installed kernel with an initrd ({release[:60]!r})", hint="apt full-upgrade"
             )

@@ -61,7 +61,7 @@ def export(host: Host, name: str, target: Path, *, is_full: bool = False, events
     with _packed(host, name, events, is_full=is_full) as (work, aside):
         work.tell("writing the file", 90)
         sha256, size_bytes = call(files.hash_file, aside), call(files.size, aside)
-        call(files.set_mode, aside, 0o644)
+        call(files.set_mode, aside, 0o600)  # password hashes may be in it, and keys in homes
         call(files.place, aside, target)
         work.tell("done", 100)
     return Exported(path=target, size_bytes=size_bytes, sha256=sha256)

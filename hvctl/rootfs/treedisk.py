@@ -23,6 +23,9 @@ from hvctl.rootfs.request import DEFAULT_DISK_BYTES
 from hvctl.units import GIB, MIB
 from hvctl.values import dataclass
 
+RELEASE = re.compile(r"[0-9][A-Za-z0-9._+~-]{0,63}", re.ASCII)
+"""The release of a kernel, as it stands in the names of its files."""
+
 _PERCENT = filesystem.Percent(file_system=5, disk=55, digests=85)
 _OWN_KERNEL = "usr/lib/hvctl/kernel"
 _INITS = ("sbin/init", "usr/sbin/init", "lib/systemd/systemd", "usr/lib/systemd/systemd")
@@ -101,7 +104,7 @@ def _find_own(host: Host, tree: Path) -> Kernel | None:
     if not call(inroot.find, tree, [_OWN_KERNEL]):
         return None
     names = call(inroot.list_names, tree, "boot")
-    releases = [name.removeprefix("vmlinuz-") for name in names if name.startswith("vmlinuz-")]
+    releases = [release for name in names if RELEASE.fullmatch(release := name.removeprefix("vmlinuz-"))]
     whole = [
         release
         for release in releases
