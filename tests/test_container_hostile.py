@@ -241,7 +241,8 @@ def test_no_link_leads_a_mount_out_of_it(host: Host, settings: Config, debian_im
     script = f"""
     mkdir -p /srv/a{own}/mounts && ln -s /.oldroot{shared[2]} /srv/a{own}/mounts/1 || exit 1
     umount /srv/a /etc/hvctl/identity && rmdir /srv/a && ln -s /.oldroot/ /srv/a || exit 1
-    rm -r /etc/hvctl && ln -s /.oldroot{shared[2]} /etc/hvctl; umount -R -l /sys; rm -r --one-file-system /sys && ln -s /etc /sys || exit 2
+    rm -r /etc/hvctl && ln -s /.oldroot{shared[2]} /etc/hvctl || exit 1
+    umount -R -l /sys; rm -r --one-file-system /sys && ln -s /etc /sys || exit 2
     """
     assert run(settings, "exec", "linked", "--", "sh", "-c", script).status == 0
     taken = run(settings, "snapshot", "take", "linked", "kept")
