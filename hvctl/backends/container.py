@@ -388,15 +388,9 @@ class ContainerBackend(Backend):
         super().ask_to_stop(host, record)
 
     def kill(self, host: Host, record: Record) -> None:
-        """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask.
-
-        Who is paused ends as well, but not before going on.
-        """
+        """libvirt first asks all processes to end and waits 1.6 s; with its init gone there is nobody left to ask."""
         with contextlib.suppress(WrongState):
-            controller = self._controller(host, record)
-            host.shell.call(enter.kill_init, controller)
-            if host.shell.call(freezer.is_frozen, controller):
-                host.shell.call(freezer.thaw, controller)
+            host.shell.call(enter.kill_init, self._controller(host, record))
         try:
             super().kill(host, record)
         except LibvirtFailed:

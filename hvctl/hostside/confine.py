@@ -18,6 +18,8 @@ from pathlib import Path
 
 from hvctl.hostside import daemons, files, groups
 
+_GROUPS = {"cgroup.max.depth": "64", "cgroup.max.descendants": "10000"}
+"""What a container's root may make of groups of its own: libvirt walks them all when it ends one (2,500 deep: never)."""
 DEFAULT_PROCESSES = 4096
 """Processes and threads of a container for which nothing else was asked."""
 _TIMEOUT_S = 20
@@ -67,6 +69,8 @@ def hold(controller: int, limits: Limits) -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         if done.returncode != 0:
             raise OSError(f"systemd refused the limits: {done.stderr.strip()[:300]}")
+        for name, value in _GROUPS.items():
+            groups.write(f"{groups.find_unified()}{_path_of(controller, scope)}/{name}", value)
         return
     group = _group_of(controller, "pids")
     if group:
@@ -91,6 +95,12 @@ def find_scope(controller: int) -> str:
         if names in ("", "name=systemd") and scope:
             return scope.group(1)
     return ""
+
+
+def _path_of(controller: int, scope: str) -> str:
+    """The scope's group."""
+    path = next(path for names, path in groups.find_memberships(controller) if not names)
+    return path[: path.index(scope) + len(scope)]
 
 
 def _group_of(process: int, controller: str) -> str:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from hvctl.hostside import ending, groups, keyring, relay
+from hvctl.hostside import ending, freezer, groups, keyring, relay
 
 CAPTURED_BYTES = 64 * 1024 * 1024
 """So much a command may say to `capture`, on each stream."""
@@ -214,9 +214,17 @@ class _Command:
 
 
 def kill_init(controller: int) -> None:
-    """Kill a container's first process, and so all of it; fine when it has ended."""
+    """Kill a container's first process, and so all of it; fine when it has ended. Who is frozen goes on for that."""
     with contextlib.suppress(OSError):
-        os.kill(groups.find_init(controller), signal.SIGKILL)
+        handle = os.pidfd_open(groups.find_init(controller))
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            if freezer.is_frozen(controller):
+                freezer.thaw(controller)
+            ending.is_over(handle, _KILL_TIMEOUT_S)
+        finally:
+            os.close(handle)
+    groups.clear_scope(controller)
 
 
 class _Joined:

@@ -75,6 +75,17 @@ def remove(group: str) -> None:
             os.waitpid(os.posix_spawnp(words[0], words, os.environ, file_actions=streams), 0)
 
 
+def clear_scope(controller: int) -> None:
+    """Remove the empty groups of a container whose scope systemd has made; libvirt ends none with too deep ones.
+
+    Made before it was limited, say. By the number in the scope's name: the process may be gone.
+    """
+    import glob
+
+    for scope in glob.glob(f"{find_unified()}/machine.slice/machine-lxc\\x2d{controller}\\x2d*.scope/*/"):
+        remove(scope.rstrip("/"))
+
+
 def find_hierarchies() -> dict[str, str]:
     """Controller (or `name=systemd`) -> where its version 1 tree is mounted, as this process sees it."""
     found = {}
