@@ -260,7 +260,7 @@ def test_who_stops_waiting_for_a_shutdown_is_told_that_it_goes_on(
     told = "which was asked to shut down and goes on with it; next: wait on: hvctl stop running"
     assert err.splitlines()[-1].endswith(told)
     assert query.get(host, "running").state is State.RUNNING
-    assert run(settings, "stop", "--force", "running").status == 0
+    assert run(settings, "restart", "--force", "running").status == 0
 
 
 def test_the_log_tells_of_the_boot(settings: Config, mode: Mode, running: Instance) -> None:
