@@ -299,7 +299,6 @@ def test_one_that_has_ended_tells_its_code(host: Host, settings: Config, ran: No
         (["--env", "=x", "app"], 255, "K=V"),
         (["debian-12"], 255, "whole system"),
         (["--env", "A=b", "debian-12", "--", "true"], 255, "whole system"),
-        (["--json", "app"], 255, "no JSON"),
         ([], 255, "IMAGE"),
     ],
 )

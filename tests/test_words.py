@@ -121,7 +121,7 @@ def test_an_option_that_is_not_there_gets_what_was_meant(
 
 
 def test_of_docker_it_is_taken_what_asks_for_nothing_else(settings: Config) -> None:
-    assert "there is no instance" in call(settings, "exec", "-i", "web", "--", "sh").err or os.geteuid() != 0
+    assert "option" not in call(settings, "exec", "-i", "web", "--", "sh").err
     assert "option" not in call(settings, "exec", "-it", "web", "sh").err
 
 

@@ -126,7 +126,7 @@ def _process_stages(host: Host, instance: Instance) -> Iterator[str]:
 
 
 def _timed_out(host: Host, instance: Instance, stage: str, timeout_s: float, log_start: int) -> HvctlError:
-    if query.get(host, instance.name).state is not State.RUNNING:
+    if not domains.is_running(domains.get(host.connection(instance.record.mode), instance.record.uuid)):
         return _went_off(host, instance, stage, log_start)
     message = f"{instance.name!r} did not come up within {timeout_s:g} s: stuck at {stage!r}, {_WHY[stage]}"
     if stage == "network":
