@@ -414,6 +414,20 @@ def test_the_pieces_of_a_file_with_holes_are_counted_up_to_a_limit(
     assert transfer.count_pieces(os.fsencode(real_folder / "upper" / "holes")) == 2
 
 
+def test_a_worker_ends_with_whoever_began_it(tmp_path: Path) -> None:
+    """Else it would wait for the program behind it, which waits for it, and hold what it was lent: locks."""
+    content = tmp_path / "content"
+    with content.open("wb") as stream:
+        stream.truncate(64 * 1024**2)  # some progress is told
+    told, tell = os.pipe()
+    os.close(told)
+    source = Source(kind=transfer.FILE, path=str(content))
+    words = transfer.store_command(source, tmp_path, ["cat"], tmp_path / "stored")
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=tell, timeout=60, check=False)
+    os.close(tell)
+    assert done.returncode != 0
+
+
 def test_a_source_that_fails_is_no_content(host: Host, repository: Directory, tmp_path: Path) -> None:
     """Another kind of overlay's layer, and a file that is no disk."""
     (tmp_path / "text").write_text("no disk")

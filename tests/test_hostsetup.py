@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from hvctl import hostsetup
@@ -130,6 +133,30 @@ def test_an_address_whose_lease_runs_is_not_given_to_another(host: Host) -> None
     networks.release(connection, name, mac="52:00:00:00:00:01")
     assert [item.mac for item in networks.list_reservations(connection, name)].count("52:00:00:00:00:02") == 1
     networks.release(connection, name, mac="52:00:00:00:00:02")
+
+
+def test_who_asks_for_no_lease_has_a_name_whatever_was_interrupted(host: Host) -> None:
+    connection, network, mac = host.connection(Mode.VM), host.config.network, "52:00:00:00:00:04"
+
+    def names() -> list[str]:
+        return re.findall("<hostname>(.*)</hostname>", networks.read_definition(connection, network))
+
+    keep = functools.partial(networks.reserve, connection, network, name="one", mac=mac, asks_for_lease=False)
+    address = keep()
+    entry = f"<host ip='{address}'><hostname>one</hostname></host>"
+    forget = functools.partial(
+        networks.get(connection, network).update,
+        libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, libvirt.VIR_NETWORK_SECTION_DNS_HOST, -1, entry,
+        libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG | libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE,
+    )  # fmt: skip
+    assert names() == ["one"]
+    forget()
+    assert (keep(), names()) == (address, ["one"])
+    forget()
+    networks.rename_reservation(connection, network, mac=mac, name="two", asks_for_lease=False)
+    assert names() == ["two"]
+    networks.release(connection, network, mac=mac)
+    assert names() == []
 
 
 def test_the_command_says_when_there_is_nothing_to_do(settings: Config, host: Host) -> None:

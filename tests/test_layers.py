@@ -7,12 +7,15 @@ import ctypes
 import os
 import random
 import secrets
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hvctl.hostside import differences, layers, mounts
+from hvctl.errors import HostError
+from hvctl.hostside import differences, files, layers, mounts
+from hvctl.shell import LocalShell
 from tests.trees import scribble, view
 
 pytestmark = [pytest.mark.guest, pytest.mark.apart]
@@ -89,6 +92,16 @@ def test_a_file_with_as_many_links_as_it_may_have_is_merged(tmp_path: Path) -> N
     last = tmp_path / "merged" / str(count - 1)
     assert (last.read_text(), os.getxattr(last, "user.kept")) == ("many", b"yes")
     assert len({path.stat().st_ino for path in (tmp_path / "merged").iterdir()}) <= 2
+
+
+def test_what_is_nested_too_deeply_is_told_in_words(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    subprocess.run(["mkdir", "-p", "/".join([str(upper), *["d"] * 1200])], check=True)
+    with pytest.raises(HostError, match="nested too deeply"):
+        LocalShell().call(layers.merge_uppers, [upper], [], tmp_path / "merged")
+    files.remove(tmp_path / "merged")
+    files.remove(upper)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("_round", range(30))

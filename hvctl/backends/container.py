@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
 from hvctl import metadata, seed
 from hvctl.access.agent import ExecResult
-from hvctl.backends import processes, rootlimits
+from hvctl.backends import places, processes, rootlimits
 from hvctl.backends.base import ENVIRONMENT, Backend, Secrets, Values, credentials
-from hvctl.backends.containerdisks import ContainerDisks, check_apart, check_place
+from hvctl.backends.containerdisks import ContainerDisks
 from hvctl.backends.containerlayers import ContainerLayers, pause, resume
 from hvctl.errors import HostError, HvctlError, InvalidSpec, LibvirtFailed, NotFound, WrongState
 from hvctl.events import Sink
 from hvctl.host import Host
-from hvctl.hostside import confine, daemons, emulator, enter, files, freezer, held, ids, roots, streams, targets
+from hvctl.hostside import confine, daemons, emulator, enter, files, held, ids, roots, streams
 from hvctl.hostside.streams import Streams
 from hvctl.libvirtapi import domains
 from hvctl.model import AccelChoice, Image, Mode, Provision, Record, Spec, State
@@ -40,7 +38,6 @@ _PERIOD_US = 100_000
 _COPY_TIMEOUT_S = 7200
 _INIT = "/sbin/init"
 _END_TIMEOUT_S = 10.0
-_ANSWER_TIMEOUT_S, _ANSWER_BYTES = 10.0, 64 * 1024
 # Debian 12 boots, and sshd answers, with 14 (ten times of ten), never with 12; others start more.
 _LEAST_PROCESSES = 24
 
@@ -122,37 +119,7 @@ class ContainerBackend(Backend):
         return self.layers.list_differences(host, record, tops)
 
     def check_mounts(self, host: Host, spec: Spec, image: Image) -> None:
-        places = [mount.target for mount in spec.mounts]
-        for mount in spec.mounts:
-            if not host.shell.call(files.is_directory, Path(mount.source)):
-                if host.shell.call(files.exists, Path(mount.source)):
-                    folder = posixpath.dirname(mount.source)
-                    raise InvalidSpec(
-                        f"{mount.source!r} is no directory, and nothing else can be shared",
-                        hint=f"share the one that it is in: --mount {shlex.quote(f'{folder}:{mount.target}')}",
-                    )
-                raise InvalidSpec(
-                    f"{mount.source!r} is not there on this host", hint=f"mkdir {shlex.quote(mount.source)}"
-                )
-            if not PurePosixPath(mount.target).is_absolute():
-                raise InvalidSpec(f"{mount.target!r} is no absolute path", hint="--mount /srv/data:/data")
-            plain = posixpath.normpath(f"//{mount.target}")  # it keeps two slashes at the beginning, of three one
-            check_place(plain, "--mount /srv/data:/data")
-            if plain != mount.target:
-                raise InvalidSpec(
-                    f"{mount.target!r} is not the shortest way to that place",
-                    hint=f"--mount {shlex.quote(f'{mount.source}:{plain}')}",
-                )
-            if places.count(mount.target) > 1:
-                raise InvalidSpec(f"{mount.target!r} is given twice", hint="one --mount for each place")
-            check_apart(mount.target, places, "--mount /srv/data:/data")
-            if image.has_tree and (
-                obstacle := host.shell.call(targets.find_obstacle, host.store.image_tree(image.id), mount.target)
-            ):
-                raise InvalidSpec(
-                    f"{obstacle!r} is a file or a link in image {image.name!r}, and nothing is mounted over or through it",
-                    hint="choose another place, or the one that it leads to: --mount /srv/data:/data",
-                )
+        places.check_mounts(host, spec, image)
 
     @contextlib.contextmanager
     def allocate(self, host: Host, record: Record) -> Iterator[Record]:
@@ -222,7 +189,7 @@ class ContainerBackend(Backend):
         return ""
 
     def release(self, host: Host, record: Record) -> None:
-        if domains.describe(self._domain(host, record)).live.state is State.PAUSED:
+        if self._state(host, record) is State.PAUSED:
             self.resume(host, record)
 
     def copy_top(self, host: Host, record: Record, target: Path) -> None:
@@ -352,10 +319,8 @@ class ContainerBackend(Backend):
         status, out, err = self._enter(host, record, enter.capture, argv, ENVIRONMENT, stdin)
         return ExecResult(status=status, stdout=out, stderr=err)
 
-    def _ask(self, host: Host, record: Record, *argv: str, limit_bytes: int = _ANSWER_BYTES) -> ExecResult:
-        """Run a program of the container's for our own use: it may be any, so neither its time nor its words are ours."""
-        limits = {"timeout_s": _ANSWER_TIMEOUT_S, "limit_bytes": limit_bytes}
-        status, out, err = self._enter(host, record, enter.capture, argv, ENVIRONMENT, b"", **limits)
+    def _ask(self, host: Host, record: Record, *argv: str, **options: int) -> ExecResult:
+        status, out, err = self._enter(host, record, enter.ask, argv, ENVIRONMENT, **options)
         return ExecResult(status=status, stdout=out, stderr=err)
 
     def attach(self, host: Host, record: Record, argv: tuple[str, ...], *, with_terminal: bool | None) -> int:
@@ -426,7 +391,7 @@ class ContainerBackend(Backend):
         """
         if record.is_application and (printed := processes.read_log(host, record, limit_bytes=limit_bytes)):
             return printed
-        if not record.is_application and self._is_running(host, record):
+        if not record.is_application and self._state(host, record) is State.RUNNING:  # a paused one answers nothing
             journal = f"journalctl --boot --no-pager --quiet --output=short-monotonic | tail --bytes={limit_bytes}"
             result = self._ask(host, record, "sh", "-c", journal, limit_bytes=limit_bytes)
             if result.status == 0 and result.stdout:
@@ -439,10 +404,8 @@ class ContainerBackend(Backend):
     def _domain(self, host: Host, record: Record) -> Any:
         return domains.get(host.connection(self.mode), record.uuid)
 
-    def _is_running(self, host: Host, record: Record) -> bool:
-        """Whether it runs and is not paused: nothing that is asked then would answer."""
-        domain = self._domain(host, record)
-        return domains.is_running(domain) and not host.shell.call(freezer.is_frozen, domains.get_number(domain))
+    def _state(self, host: Host, record: Record) -> State:
+        return domains.describe(self._domain(host, record)).live.state
 
     def _controller(self, host: Host, record: Record) -> int:
         """The process of `libvirt_lxc`, which is libvirt's number of the domain. Raises WrongState when it is off."""

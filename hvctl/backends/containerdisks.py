@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import posixpath
-import re
-from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree.ElementTree import Element, SubElement
 
 from hvctl.access.agent import ExecResult
-from hvctl.backends import rootlimits
+from hvctl.backends import places, rootlimits
 from hvctl.backends.base import ENVIRONMENT
 from hvctl.backends.disks import DiskRequest, Disks
 from hvctl.errors import HostError, HvctlError, InvalidSpec, Unsupported, WrongState
 from hvctl.host import Host
-from hvctl.hostside import enter, files, loops, mounts, quotas, targets, volumes
+from hvctl.hostside import enter, files, loops, mounts, quotas, volumes
 from hvctl.libvirtapi import domains
 from hvctl.model import EXT4, Cache, DataDisk, DiskKind, Record, Throttle, VolumeFormat
 
 _TOOL_TIMEOUT_S = 600
-_ANSWER_TIMEOUT_S = 10.0
-_TARGET = re.compile(r"/[A-Za-z0-9._/@+-]{1,255}", re.ASCII)
-_RESERVED = ("/.oldroot", "/dev", "/proc", "/sys", "/run", "/etc/hvctl")
-"""Places in a container where libvirt or the kernel puts something of its own."""
-_SYSTEM = frozenset(f"/{name}" for name in ("bin", "boot", "etc", "lib", "lib32", "lib64", "libx32", "sbin", "usr")) | {
-    f"/usr/{name}" for name in ("bin", "lib", "lib32", "lib64", "libexec", "libx32", "sbin")
-}
-"""What a system boots from. Something mounted over it would hide it, and what the boot writes there would go outside."""
 
 
 class ContainerDisks(Disks):
@@ -191,49 +180,19 @@ class ContainerDisks(Disks):
         """Refused before it comes to that: `Backend.check_throttle`."""
 
     def _run(self, host: Host, record: Record, *argv: str) -> ExecResult:
-        status, out, err = host.shell.call(
-            enter.capture, self._controller(host, record), argv, ENVIRONMENT, b"", timeout_s=_ANSWER_TIMEOUT_S
-        )
+        status, out, err = host.shell.call(enter.ask, self._controller(host, record), argv, ENVIRONMENT)
         return ExecResult(status=status, stdout=out, stderr=err)
 
     def _controller(self, host: Host, record: Record) -> int:
         return domains.get_number(_domain(host, record))
 
 
-def check_free_target(target: str) -> str:
-    """The path, if something may be mounted there in a container. Raises InvalidSpec."""
-    if not _TARGET.fullmatch(target) or posixpath.normpath(target) != target:
-        raise InvalidSpec(f"{target!r} is no place in a container", hint="--target /srv/data")
-    check_place(target, "--target /srv/data")
-    return target
-
-
-def check_apart(target: str, others: Collection[str], example: str) -> None:
-    """Raise InvalidSpec for a place that lies in another, or that another lies in (`hostside/targets.py` says why not)."""
-    if outer := targets.find_outer(target, others):
-        raise InvalidSpec(
-            f"{target!r} and {outer!r} lie in each other, and who writes to one could lead the other elsewhere",
-            hint=f"places apart: {example}",
-        )
-
-
-def check_place(target: str, example: str) -> None:
-    """Raise InvalidSpec for a place in a container that it needs itself. `example`: another, as the user would say it."""
-    if target == "/" or any(PurePosixPath(target).is_relative_to(path) for path in _RESERVED):
-        raise InvalidSpec(f"{target!r} is the container's own", hint=example)
-    if target in _SYSTEM:
-        raise InvalidSpec(
-            f"{target!r} holds the container's own system, which would be hidden",
-            hint=f"{example}, or a directory in it: {target}/NAME",
-        )
-
-
 def _check_target(record: Record, target: str) -> str:
-    check_free_target(target)
+    places.check_free(target)
     taken = {disk.target for disk in record.disks} | {mount.target for mount in record.spec.mounts}
     if target in taken:
         raise InvalidSpec(f"{record.name!r} has something else at {target!r}", hint="--target /srv/OTHER")
-    check_apart(target, taken, "--target /srv/OTHER")
+    places.check_apart(target, taken, "--target /srv/OTHER")
     return target
 
 

@@ -57,7 +57,10 @@ class App:
         """The machine to work on, opened when first needed."""
         if self._host is None:
             from hvctl.host import Host
+            from hvctl.hostside import keyring
 
+            with contextlib.suppress(OSError):
+                keyring.leave()  # what a login keeps there is nothing for the programs that are started from here on
             self._host = Host()
         return self._host
 

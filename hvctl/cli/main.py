@@ -17,7 +17,6 @@ import click
 from hvctl import __version__
 from hvctl.cli.app import App, Group
 from hvctl.errors import HostError, HvctlError, InternalError, Interrupted, UsageError
-from hvctl.hostside import keyring
 
 # Command -> (module:attribute, what `hvctl --help` says). A module is imported only when its command is used.
 COMMANDS = {
@@ -89,8 +88,6 @@ def hvctl() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _open_streams()
-    with contextlib.suppress(OSError):
-        keyring.leave()  # what a login keeps there is nothing for the programs that are started here
     gc.set_threshold(50_000)  # looking for garbage while modules are imported is a twentieth of a short command's time
     code = run_command(App(), sys.argv[1:] if arguments is None else arguments)
     logging.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 
 NOTES = "/run/hvctl-containers"
@@ -120,7 +121,9 @@ def find_unified() -> str:
     return next((path for path, kind, _options in _mounts() if kind == "cgroup2"), "")
 
 
+@functools.cache
 def _mounts() -> list[tuple[str, str, str]]:
+    """Path, kind and options; read once: the trees of groups stay where they are while a process lives."""
     lines = [line.split(" ") for line in read_lines("/proc/self/mounts")]
     return [(words[1], words[2], words[3]) for words in lines]
 

@@ -75,20 +75,19 @@ def prepare(name: str, domain: Element, record: Element) -> None:
 
 def release(name: str, domain: Element, record: Element) -> None:
     """After it has ended, or failed to start."""
+    import contextlib
+
     from hvctl.hostside import filters
 
     guest, root = find_guest(record), find_root(domain, record)
-    try:  # whatever one of them meets, the others are done
-        if guest is not None:
-            filters.dismiss(guest)
-    finally:
+    with contextlib.ExitStack() as after:  # whatever one of them meets, the others are done
         if root is not None:
             from hvctl.hostside import confine, roots
 
-            try:
-                roots.unmount(root.directory)
-            finally:
-                confine.release(name, root.uuid)
+            after.callback(confine.release, name, root.uuid)
+            after.callback(roots.unmount, root.directory)
+        if guest is not None:
+            filters.dismiss(guest)
 
 
 def filter_in(record: Element) -> None:

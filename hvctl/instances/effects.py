@@ -54,7 +54,13 @@ def name_address(host: Host, record: Record, name: str) -> None:
     if not record.network:
         return
     with host.lock(f"network-{record.network}", timeout_s=30):
-        networks.rename_reservation(host.connection(record.mode), record.network, mac=record.mac, name=name)
+        networks.rename_reservation(
+            host.connection(record.mode),
+            record.network,
+            mac=record.mac,
+            name=name,
+            asks_for_lease=not record.is_application,
+        )
 
 
 def finish_rename(host: Host, record: Record) -> None:

@@ -56,27 +56,22 @@ def wait_until(
         host.pause(_POLL_S)
 
 
-@contextlib.contextmanager
-def for_what_stays(name: str) -> Iterator[None]:
+def for_what_stays(name: str) -> contextlib.AbstractContextManager[None]:
     """A wait that leaves the instance as it is when the user has enough of it: Interrupted, which says so."""
-    try:
-        yield
-    except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(
-            f"interrupted while waiting for {name!r}, which is there and runs", hint=f"wait on: hvctl start {name}"
-        ) from error
+    return _saying(f"{name!r}, which is there and runs", f"hvctl start {name}")
+
+
+def for_what_goes_off(name: str) -> contextlib.AbstractContextManager[None]:
+    """A wait for one that was asked to power off: it does not take that back when the user has enough of it."""
+    return _saying(f"{name!r}, which was asked to shut down and goes on with it", f"hvctl stop {name}")
 
 
 @contextlib.contextmanager
-def for_what_goes_off(name: str) -> Iterator[None]:
-    """A wait for one that was asked to power off: it does not take that back when the user has enough of it."""
+def _saying(whom: str, again: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(
-            f"interrupted while waiting for {name!r}, which was asked to shut down and goes on with it",
-            hint=f"wait on: hvctl stop {name}",
-        ) from error
+        raise Interrupted(f"interrupted while waiting for {whom}", hint=f"wait on: {again}") from error
 
 
 def _choose_stages(host: Host, instance: Instance, goal: Wait, log_start: int) -> Iterator[str]:

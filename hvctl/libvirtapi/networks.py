@@ -121,14 +121,12 @@ def reserve(
     known = _reservations(definition)
     for reservation in known:
         if reservation.mac == mac:
-            if not asks_for_lease and _find_answer(definition, reservation.address) is None:
-                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name, reservation.address)
+            _answer_with(handle, definition, reservation.address, "" if asks_for_lease else name)
             return reservation.address
     taken = {reservation.address for reservation in known} | _leased(handle)
     chosen = address or _next_free(definition, network, taken, after)
     _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, Reservation(mac=mac, name=name, address=chosen))
-    if not asks_for_lease:
-        _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name, chosen)
+    _answer_with(handle, definition, chosen, "" if asks_for_lease else name)
     return chosen
 
 
@@ -151,25 +149,22 @@ def release(connection: Connection, network: str, *, mac: str) -> tuple[str, str
     definition = _definition(handle)
     for reservation in _reservations(definition):
         if reservation.mac == mac:
-            answer = _find_answer(definition, reservation.address)
-            if answer is not None:
-                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, answer, reservation.address)
+            _answer_with(handle, definition, reservation.address, "")
             _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, reservation)
             bridge = definition.find("./bridge[@name]")
             return "" if bridge is None else bridge.attrib["name"], reservation.address
     return "", ""
 
 
-def rename_reservation(connection: Connection, network: str, *, mac: str, name: str) -> None:
+def rename_reservation(
+    connection: Connection, network: str, *, mac: str, name: str, asks_for_lease: bool = True
+) -> None:
     """Give the reservation of this MAC another name. Raises NotFound when there is none."""
     handle = get(connection, network)
     definition = _definition(handle)
     for reservation in _reservations(definition):
         if reservation.mac == mac:
-            answer = _find_answer(definition, reservation.address)
-            if answer not in (None, name):
-                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, answer, reservation.address)
-                _update_answer(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name, reservation.address)
+            _answer_with(handle, definition, reservation.address, "" if asks_for_lease else name)
             if reservation.name != name:
                 renamed = Reservation(mac=mac, name=name, address=reservation.address)
                 _update(handle, libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY, renamed)
@@ -214,15 +209,15 @@ def _list_range(definition: ElementTree.Element) -> list[str]:
     return found
 
 
-def _find_answer(definition: ElementTree.Element, address: str) -> str | None:
-    """The name by which DNS knows an address whoever has it."""
-    return definition.findtext(f"./dns/host[@ip='{address}']/hostname")
-
-
-def _update_answer(network: libvirt.virNetwork, command: int, name: str | None, address: str) -> None:
-    element = ElementTree.Element("host", {"ip": address})
-    ElementTree.SubElement(element, "hostname").text = name
-    _change(network, command, libvirt.VIR_NETWORK_SECTION_DNS_HOST, element)
+def _answer_with(network: libvirt.virNetwork, definition: ElementTree.Element, address: str, name: str) -> None:
+    """Let DNS know an address by this name whoever has it; by none where that is empty."""
+    known = definition.findtext(f"./dns/host[@ip='{address}']/hostname", "")
+    changes = ((libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, known), (libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, name))
+    for command, hostname in changes if known != name else ():
+        if hostname:
+            element = ElementTree.Element("host", {"ip": address})
+            ElementTree.SubElement(element, "hostname").text = hostname
+            _change(network, command, libvirt.VIR_NETWORK_SECTION_DNS_HOST, element)
 
 
 def _update(network: libvirt.virNetwork, command: int, reservation: Reservation) -> None:
